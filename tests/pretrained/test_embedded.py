@@ -33,7 +33,7 @@ def test_card_and_size(name):
 @pytest.mark.fast
 def test_one_is_the_default_and_another_name_is_refused():
     assert pretrained.load("resnet8", "tl_jax").path == catalog.EMBEDDED_RESNET8["cifar10"]
-    with pytest.raises(UserError, match="no weights file at cifar.*take one of cifar10, mnist"):
+    with pytest.raises(UserError, match="no weights file at cifar.*use one of cifar10, mnist"):
         pretrained.load("resnet8", "tl_jax", "cifar")
 
 

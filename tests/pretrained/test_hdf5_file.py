@@ -38,7 +38,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     write_h5(tmp_path / "a.h5", sample())
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         file.attrs["layer_names"] = [1.0, 2.0]
-    refuse(tmp_path / "a.h5", "layer_names is no text")
+    refuse(tmp_path / "a.h5", "layer_names is not text")
 
 
 @pytest.mark.parametrize("dtype", ["S", h5py.string_dtype()])
@@ -69,7 +69,7 @@ def test_local_heap_that_is_free_in_a_circle(tmp_path: Path, guarded: None) -> N
     free, data = struct.unpack_from("<QQ", content, heap + 16)
     struct.pack_into("<Q", content, data + free, free)
     (tmp_path / "a.h5").write_bytes(content)
-    refuse(tmp_path / "a.h5", "circle")
+    refuse(tmp_path / "a.h5", "cyclic")
 
 
 @pytest.mark.parametrize("place", [8, 13, 14])

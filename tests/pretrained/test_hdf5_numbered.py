@@ -155,7 +155,7 @@ def test_trees_in_a_circle(tmp_path: Path) -> None:
     content[tree + 5] = 1  # its level
     struct.pack_into("<Q", content, tree + 32, tree)
     (tmp_path / "a.h5").write_bytes(content)
-    refuse(tmp_path / "a.h5", "circle")
+    refuse(tmp_path / "a.h5", "cyclic")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("layers/dense/vars/0", data=np.arange(2000).reshape(200, 10), chunks=(2, 5))
     assert formats.read_arrays(tmp_path / "a.h5")["dense/kernel"].ravel().tolist() == list(range(2000))
@@ -163,7 +163,7 @@ def test_trees_in_a_circle(tmp_path: Path) -> None:
     tree = next(match.start() for match in re.finditer(b"TREE\1\1", content))  # over chunks, above the lowest level
     struct.pack_into("<Q", content, tree + 24 + 32, tree)
     (tmp_path / "a.h5").write_bytes(content)
-    refuse(tmp_path / "a.h5", "circle")
+    refuse(tmp_path / "a.h5", "cyclic")
 
 
 def test_signatures_over_and_over(tmp_path: Path, guarded: None) -> None:
@@ -175,14 +175,14 @@ def test_signatures_over_and_over(tmp_path: Path, guarded: None) -> None:
 def test_things_that_keras_does_not_write(tmp_path: Path) -> None:
     for where in ("layers/dense", "aside", "layers/dense_1/cell"):
         write_objects(tmp_path / "a.h5", {where: np.ones(3)})
-        refuse(tmp_path / "a.h5", "no group")
+        refuse(tmp_path / "a.h5", "not a group")
     write_objects(tmp_path / "a.h5", {"layers/dense/vars/0/0": np.ones(3)})
-    refuse(tmp_path / "a.h5", "no array")
+    refuse(tmp_path / "a.h5", "not an array")
     write_objects(tmp_path / "a.h5", {"layers/dense/vars/0": b"text"})
     refuse(tmp_path / "a.h5", "dense/kernel", "not numbers")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_group("layers/dense/vars").attrs["name"] = 1.5
-    refuse(tmp_path / "a.h5", "no text")
+    refuse(tmp_path / "a.h5", "not text")
 
 
 # ---- .keras

@@ -96,17 +96,17 @@ def _kernel(net):
 def test_a_file_without_a_pooler_is_read_as_means(tmp_path):
     huggingface.save(tmp_path, network(tmp_path, classes=2, output="tokens", pooling="mean"))
     net = huggingface.load("bert", tmp_path, 2, output="text")
-    assert net.model.pooling == "mean" and "texts are means of tokens" in net.notes[0]
+    assert net.model.pooling == "mean" and "mean pooling is used" in net.notes[0]
     huggingface.save(tmp_path / "again", net, ("no", "yes"))
     again = huggingface.load("bert", tmp_path / "again")
     assert (again.model.pooling, again.model.num_classes, again.classes) == ("mean", 2, ("no", "yes"))
     np.testing.assert_array_equal(_kernel(again), _kernel(net))
     assert json.loads((tmp_path / "again" / "config.json").read_text())["architectures"] == ["BertModel"]
     first = net._replace(model=net.model.clone(pooling="first"))
-    with pytest.raises(UserError, match="have no pooling='first'; train with pooling='pooler' or 'mean'"):
+    with pytest.raises(UserError, match="pooling='first': not supported .*; train with 'pooler' or 'mean'"):
         huggingface.save(tmp_path / "first", first)
     drawn = huggingface.load("bert", tmp_path, 2, output="text", pooling="pooler")
-    assert "pooler: it is drawn at random" in drawn.notes[0]
+    assert "pooler; it is randomly initialized" in drawn.notes[0]
 
 
 def spoil_config(folder, **changes):
@@ -117,22 +117,22 @@ def spoil_config(folder, **changes):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f: (f / "config.json").unlink(), "has no config.json"),
+        (lambda f: (f / "config.json").unlink(), "config.json is missing"),
         (lambda f: (f / "config.json").write_text("{"), "config.json is damaged"),
         (lambda f: (f / "config.json").write_text("[1]"), "config.json is damaged .it holds no JSON object"),
         (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json is damaged .maximum recursion"),
         (lambda f: spoil_config(f, model_type="roberta"), "model_type 'roberta'"),
         (lambda f: spoil_config(f, model_type="distilbert"), "holds a distilbert, not a bert"),
-        (lambda f: spoil_config(f, is_decoder=True), "a decoder"),
+        (lambda f: spoil_config(f, is_decoder=True), "decoders"),
         (lambda f: spoil_config(f, hidden_size=24), "does not fit its config.json.*wrong"),
         (lambda f: spoil_config(f, num_hidden_layers=3), "does not fit its config.json.*missing: params/layer3"),
         (lambda f: spoil_config(f, num_hidden_layers=1), "does not fit its config.json.*extra: bert.encoder.layer.1"),
-        (lambda f: (f / "model.safetensors").unlink(), "has no weights .model.safetensors, pytorch_model.bin"),
+        (lambda f: (f / "model.safetensors").unlink(), "no weights .model.safetensors, pytorch_model.bin"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 40), "model.safetensors"),
         (lambda f: (f / "tokenizer.json").write_text("{"), "cannot read .*tokenizer.json as a tokenizer"),
         (lambda f: [(f / name).unlink() for name in ("tokenizer.json", "vocab.txt")], "neither tokenizer.json nor"),
         (lambda f: [(f / "tokenizer.json").unlink(), (f / "vocab.txt").write_text("a")], "not found in the vo"),
-        (lambda f: [(f / "tokenizer.json").unlink(), longer(f)], "knows 317 words and the weights 117"),
+        (lambda f: [(f / "tokenizer.json").unlink(), longer(f)], "has 317 words, but the weights 117"),
     ],
 )  # fmt: skip
 def test_a_spoilt_folder_is_one_clear_error(copy, spoil, message):
@@ -149,9 +149,9 @@ def longer(folder):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        (None, "need a folder or a repository"),
-        ("/nowhere/at/all", "is no folder"),
-        (__file__, "is no folder"),
+        (None, "need a folder or a hub repository"),
+        ("/nowhere/at/all", "not a folder"),
+        (__file__, "not a folder"),
     ],
 )
 def test_no_folder_is_an_error(path, message):
@@ -162,9 +162,9 @@ def test_no_folder_is_an_error(path, message):
 def test_what_the_model_cannot_take_is_said():
     model = models.create("bert", 0, **SIZES)
     key = jax.random.key(0)
-    with pytest.raises(UserError, match="41 tokens are more than the 40"):
+    with pytest.raises(UserError, match="41 tokens exceed the network's 40"):
         model.init(key, np.zeros((1, 41), np.int32))
-    with pytest.raises(UserError, match="ids of tokens, int"):
+    with pytest.raises(UserError, match="not token ids; pass int"):
         model.init(key, np.zeros((1, 4), np.float32))
     for option, value in (("pooling", "pool"), ("activation", "geluu"), ("output", "text_")):
         with pytest.raises(UserError, match=f"no {option} '{value}'"):
@@ -172,7 +172,7 @@ def test_what_the_model_cannot_take_is_said():
     with pytest.raises(UserError, match="multiple of heads=3"):
         models.create("bert", 0, **{**SIZES, "heads": 3}).init(key, np.zeros((1, 4), np.int32))
     assert models.create("bert", 0, **SIZES).stage_names() == ("embeddings", "layer1", "layer2", "pooler")
-    with pytest.raises(UserError, match="no endpoint 'layer9'"):
+    with pytest.raises(UserError, match="unknown stage 'layer9'"):
         models.create("bert", 0, **SIZES, endpoint="layer9").stage_names()
 
 

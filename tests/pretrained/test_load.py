@@ -65,7 +65,7 @@ def test_head_can_be_kept_renewed_or_left_out(files):
     new = pretrained.load(NAME, "keras", folder / "top.h5", num_classes=6, head="new")
     assert np.any(new.variables["params"]["head"]["kernel"] != variables["params"]["head"]["kernel"])
     assert "head" not in pretrained.load(NAME, "keras", folder / "top.h5", num_classes=0).variables["params"]
-    with pytest.raises(UserError, match=r"top.h5 has 6 classes, not 10; .*init.head=new"):
+    with pytest.raises(UserError, match=r"top.h5: the head has 6 classes, not 10; .*init.head=new"):
         pretrained.load(NAME, "keras", folder / "top.h5", num_classes=10, head="keep")
 
 
@@ -113,7 +113,7 @@ def test_a_scaling_of_ones_own_is_kept_and_replaces_no_other(files, tmp_path):
 
 
 def test_a_foreign_safetensors_file_is_named(files):
-    with pytest.raises(UserError, match="was not written by tl_jax"):
+    with pytest.raises(UserError, match="not written by tl_jax"):
         pretrained.load(NAME, "tl_jax", files[0] / "torch.safetensors")
 
 

@@ -67,7 +67,7 @@ def test_integers_are_refused_and_half_precision_widened(case):
 def test_two_names_for_one_leaf_and_two_rules_for_one_name_are_errors():
     shape = {"params": {"a": jax.ShapeDtypeStruct((2,), np.float32)}}
     twice = Table([Rule(r"x\d", "params/a")])
-    with pytest.raises(MergeError, match="both fill params/a"):
+    with pytest.raises(MergeError, match="both map to params/a"):
         merge(shape, convert({"x1": np.ones(2), "x2": np.ones(2)}, twice))
     vague = Table([Rule(r"x", "params/a"), Rule(r".", "params/a")])
     with pytest.raises(MergeError, match="x matches 2 rules"):

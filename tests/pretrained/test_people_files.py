@@ -86,8 +86,8 @@ def test_a_training_checkpoint_gives_its_network_and_skips_the_rest(torch, tmp_p
     )
     net = load(tmp_path / "w.pth")
     jax.tree.map(np.testing.assert_array_equal, dict(net.variables), torch[0])
-    assert any(f"took '{key}'" in note for note in net.notes)
-    assert any("begin with 'module.'" in note for note in net.notes)
+    assert any(f"used '{key}'" in note for note in net.notes)
+    assert any("prefix 'module.'" in note for note in net.notes)
 
 
 @pytest.mark.parametrize("average", ["ema", "state_dict_ema", "model_ema"])
@@ -97,7 +97,7 @@ def test_averaged_weights_are_preferred_as_timm_does_and_it_is_said(torch, tmp_p
     write_zip(tmp_path / "w.pth", tree_of)
     found, (note,) = formats.read_contents(tmp_path / "w.pth")
     assert set(found) == set(torch[1]) and np.array_equal(found["fc.bias"], torch[1]["fc.bias"])
-    assert f"took '{average}', the averaged weights; left out: 'model'" in note
+    assert f"used '{average}', the averaged weights; dropped: 'model'" in note
 
 
 def test_several_networks_without_a_usual_name_are_refused_by_name(tmp_path):
@@ -134,7 +134,7 @@ def test_networks_beside_the_one_with_the_prefix_are_named(torch, tmp_path):
     more = {"loss.centres": np.ones((3, 2), np.float32), "teacher.conv1.weight": np.ones(3, np.float32)}
     save_file({**{f"model.{k}": v for k, v in torch[1].items()}, **more}, tmp_path / "w.safetensors")
     net = load(tmp_path / "w.safetensors", num_classes=6, head="keep")
-    assert "left out: loss, teacher.conv1" in net.notes[0]
+    assert "dropped: loss, teacher.conv1" in net.notes[0]
 
 
 def test_a_file_that_holds_the_network_twice_is_refused_until_a_rename_rule_drops_one(torch, tmp_path):
@@ -159,10 +159,10 @@ def test_rename_rules_make_foreign_names_known(torch, tmp_path):
     "rules,message",
     [
         ((("nothing", "x"),), "'nothing' matches no name"),
-        (((r"^bn1\..*", "same"),), "'same' of both"),
-        ((("(", "x"),), "no valid regex"),
-        ((("a", r"\3"),), "no valid regex"),
-        (("ab",), "no pair"),
+        (((r"^bn1\..*", "same"),), "to 'same'; make"),
+        ((("(", "x"),), "not a valid regex"),
+        ((("a", r"\3"),), "not a valid regex"),
+        (("ab",), "not a pair"),
     ],
 )
 def test_a_rename_rule_that_does_nothing_sensible_is_an_error(torch, tmp_path, rules, message):
@@ -179,7 +179,7 @@ def test_the_config_takes_rename_rules_and_refuses_them_where_they_do_nothing():
     validate(recipe.override(recipe.get_config(), rules))
     with pytest.raises(UserError, match=r"init.rename has no effect with config.init.source=random"):
         validate(recipe.override(recipe.get_config(), (*rules, ("init.source", "random"))))
-    with pytest.raises(UserError, match=r"no valid regex"):
+    with pytest.raises(UserError, match=r"not a valid regex"):
         validate(recipe.override(recipe.get_config(), (("init.rename", (("(", ""),)),)))
 
 
@@ -391,7 +391,7 @@ def test_a_missing_or_wrong_shard_of_text_weights_is_named(sharded, tmp_path):
     shard = folder / "model-00002-of-00002.safetensors"
     content = shard.read_bytes()
     save_file({"other": np.ones(2, np.float32)}, shard)
-    with pytest.raises(UserError, match="00002-of-00002.safetensors: has no '"):
+    with pytest.raises(UserError, match="00002-of-00002.safetensors: '"):
         huggingface.load("bert", folder, 3)
     shard.unlink()
     with pytest.raises(UserError, match="names model-00002-of-00002.safetensors, which is missing"):
@@ -399,7 +399,7 @@ def test_a_missing_or_wrong_shard_of_text_weights_is_named(sharded, tmp_path):
     (tmp_path / "elsewhere.safetensors").write_bytes(content)
     index = folder / "model.safetensors.index.json"
     index.write_text(index.read_text().replace("model-00002-of-00002", "../elsewhere"))
-    with pytest.raises(UserError, match=r"'\.\./elsewhere\.safetensors', which is no file beside it"):
+    with pytest.raises(UserError, match=r"'\.\./elsewhere\.safetensors', which is not a file next to it"):
         huggingface.load("bert", folder, 3)
 
 

@@ -67,4 +67,4 @@ def test_a_checkpoint_of_a_training_script_loads(tmp_path, zipped, protocol):
     net = pretrained.load("resnet50_tiny", "torchvision", tmp_path / "checkpoint.pth.tar")
     for path, leaf in tree.flatten(variables).items():
         np.testing.assert_array_equal(tree.flatten(net.variables)[path], leaf)
-    assert "took 'model'" in net.notes[0] and "'module.'" in net.notes[-1]
+    assert "used 'model'" in net.notes[0] and "'module.'" in net.notes[-1]

@@ -54,9 +54,9 @@ def test_another_format_under_this_suffix(tmp_path: Path, name: str) -> None:
 def test_unknown_suffix_and_missing_files(tmp_path: Path) -> None:
     refuse(tmp_path / "weights.h6", "'.h5'")
     refuse(tmp_path / "weights", "no suffix", ".safetensors")
-    refuse(tmp_path / "weights.h5", "no such file")
+    refuse(tmp_path / "weights.h5", "file not found")
     (tmp_path / "folder.pth").mkdir()
-    refuse(tmp_path / "folder.pth", "no such file")
+    refuse(tmp_path / "folder.pth", "file not found")
 
 
 def test_suffix_in_capitals(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pretrained networks: loaded from files and repositories, or built with random weights."""
+"""Pretrained networks: loaded from files and repositories, or randomly initialized."""
 
 from tl_jax.pretrained.load import Pretrained, load, own_facts, random, read_foreign, spec_of
 

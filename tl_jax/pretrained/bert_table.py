@@ -1,4 +1,4 @@
-"""BERT and DistilBERT as Hugging Face stores them: names of arrays, and what ``config.json`` says of the network."""
+"""BERT and DistilBERT in Hugging Face's format: array names, and the network options in ``config.json``."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -12,7 +12,7 @@ from tl_jax.pretrained.convert import Converted
 from tl_jax.utils.errors import UserError, nearest
 from tl_jax.utils.json_files import STRING, Field, check_fields, integer, list_of, number, object_of
 
-# (ours, theirs, kind of layer) of what is there once, and once in each layer.
+# (ours, theirs, kind of layer) of modules outside the layers, and of those in each layer.
 SINGLE_MODULES = {
     "bert": (
         ("embeddings/word", "embeddings.word_embeddings", "embedding"),
@@ -64,22 +64,22 @@ LAYER_MODULES = {
         ),
     ),
 }
-# (theirs, ours, transform) of a layer's leaves.
+# (theirs, ours, transform) of a module's leaves.
 MODULE_LEAVES = {
     "dense": ((".weight", "/kernel", transpose), (".bias", "/bias", keep)),
     "norm": ((".weight", "/scale", keep), (".bias", "/bias", keep)),
     "embedding": ((".weight", "/embedding", keep),),
     "value": (("", "", keep),),
 }
-# Copies of the words' embeddings and of the bias, positions that are counted, and a task that nobody goes on with.
+# Tied copies of the word embeddings and of the bias, position indices, and the head of next sentence prediction.
 IGNORED = (
     r"embeddings\.position_ids",
     r"cls\.predictions\.decoder\.(weight|bias)",
     r"vocab_projector\.weight",
     r"cls\.seq_relationship\.(weight|bias)",
 )
-UNPREFIXED = ("head", "pooler", "masked_dense", "masked_norm", "masked_bias")  # ours, without their prefix "bert."
-# Option of the model: its name in config.json, by kind.
+UNPREFIXED = ("head", "pooler", "masked_dense", "masked_norm", "masked_bias")  # ours, outside the prefix "bert."
+# Option of the model -> its name in config.json, by kind.
 OPTIONS = {
     "bert": {
         "vocabulary": "vocab_size",
@@ -108,7 +108,7 @@ OPTIONS = {
         "head_dropout": "seq_classif_dropout",
     },
 }
-# What each option may be; the largest published networks of these kinds have about a hundredth of these sizes.
+# Limits of each option, about a hundred times the largest published networks.
 SIZES: Mapping[str, Field] = {
     "vocabulary": integer(1, 10_000_000),
     "width": integer(1, 100_000),
@@ -124,18 +124,18 @@ SIZES: Mapping[str, Field] = {
     "head_dropout": number(0, 0.99),
 }
 OTHER_FIELDS = {"model_type": STRING, "architectures": list_of(STRING), "id2label": object_of(STRING)}
-# Leaves whose shapes are those of options: which tell that a file is another network's before one is built.
+# Leaves whose shapes follow from options: they reveal another network's file before a model is built.
 SHAPES = {
     "params/embeddings/word/embedding": ("vocabulary", "width"),
     "params/embeddings/position/embedding": ("positions", "width"),
     "params/embeddings/type/embedding": ("types", "width"),
     "params/layer1/up/kernel": ("width", "hidden"),
 }
-_COPY = "copy the config.json that came with the weights there"
+_COPY = "copy the config.json of these weights there"
 
 
 def leaf_names(kind: str, depth: int) -> Iterator[tuple[str, str, Any]]:
-    """Yield (our path, their name without prefix, transform) of every array that a file may hold."""
+    """Yield (our path, their name without prefix, transform) for every array that a file may hold."""
     stem, layer = LAYER_MODULES[kind]
     modules = list(SINGLE_MODULES[kind])
     for i in range(depth):
@@ -148,59 +148,59 @@ def leaf_names(kind: str, depth: int) -> Iterator[tuple[str, str, Any]]:
 
 
 def conversion_table(kind: str, depth: int) -> Table:
-    """Return the conversion table; names may begin with "bert." or not, and norms may have ``gamma`` and ``beta``."""
+    """Return the conversion table; the prefix "bert." is optional, and norms may use ``gamma`` and ``beta``."""
     rules = [Rule(re.escape(theirs), ours, transform) for ours, theirs, transform in leaf_names(kind, depth)]
     return Table(rules, IGNORED, lambda arrays, _: {name: strip_prefix(name, kind) for name in arrays})
 
 
 def strip_prefix(name: str, kind: str) -> str:
-    """Return the name of an array without its prefix, as it is called today."""
+    """Return the current name of an array, without its prefix."""
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name.removeprefix(f"{kind}.")))
 
 
 def check_config(config: Mapping[str, Any], file: Path, activations: Collection[str]) -> None:
-    """Check what stands in a ``config.json``: types and ranges, before anything is built of it.
+    """Check the types and ranges in a ``config.json`` before a model is built from it.
 
     Args:
-        config: its content.
-        file: it comes from, for messages.
-        activations: names of those that are known.
+        config: content of the file.
+        file: its path, for messages.
+        activations: names of the supported activations.
 
     Raises:
-        UserError: names the file and the field.
+        UserError: A field is invalid; the message names file and field.
     """
     kind = model_kind(config, file)
     names = OPTIONS[kind]
     check_fields(config, file, {theirs: SIZES[ours] for ours, theirs in names.items()}, _COPY)
     if missing := [theirs for theirs in list(names.values())[:5] if config.get(theirs) is None]:
-        raise UserError(f"{file} lacks {', '.join(missing)}; {_COPY}")
+        raise UserError(f"{file}: {', '.join(missing)} missing; {_COPY}")
     width, heads, activation = (names[option] for option in ("width", "heads", "activation"))
     if config[width] % config[heads]:
-        raise UserError(
-            f"{file}: {width} is {config[width]}, no multiple of {heads}, which is {config[heads]}; {_COPY}"
-        )
+        raise UserError(f"{file}: {width}={config[width]} is not a multiple of {heads}={config[heads]}; {_COPY}")
     if (name := config.get(activation)) is not None and name not in activations:
-        raise UserError(f"{file}: {activation} is {name!r}, which is not known here; {nearest(name, activations)}")
+        raise UserError(f"{file}: {activation}={name!r} is not supported; {nearest(name, activations)}")
 
 
 def check_depth(depth: int, kind: str, arrays: int, file: Path) -> None:
-    """Refuse more layers than a file has arrays, of which each layer has sixteen: their names alone may be too many.
+    """Raise UserError if a file has too few arrays for ``depth`` layers, which have at least sixteen each.
+
+    Without this check, listing the names of the layers could exhaust memory.
 
     Raises:
-        UserError: names the field and the file.
+        UserError: The depth does not fit; the message names field and file.
     """
     if depth > arrays:
         raise UserError(
             f"{file} does not fit its config.json: it has {arrays} arrays for {OPTIONS[kind]['depth']}={depth}; "
-            "copy both anew"
+            "copy both again"
         )
 
 
 def check_shapes(attributes: Mapping[str, Any], kind: str, converted: Converted, file: Path) -> None:
-    """Compare the sizes that a ``config.json`` states, as attributes of a model, with those of the arrays of a file.
+    """Compare the sizes in a ``config.json``, as model attributes, with the shapes of a file's arrays.
 
     Raises:
-        UserError: names the fields and the array.
+        UserError: A size differs; the message names the fields and the array.
     """
     for path, sizes in SHAPES.items():
         if path not in converted.leaves or any(size not in attributes for size in sizes):
@@ -209,27 +209,27 @@ def check_shapes(attributes: Mapping[str, Any], kind: str, converted: Converted,
             fields = " and ".join(f"{OPTIONS[kind].get(size, size)}={attributes[size]}" for size in sizes)
             raise UserError(
                 f"{file} does not fit its config.json: {converted.origin[path]} has the wrong shape {shape} for "
-                f"{fields}; copy both anew"
+                f"{fields}; copy both again"
             )
 
 
 def model_kind(config: Mapping[str, Any], file: Path | str = "config.json") -> str:
-    """Return which of the networks a ``config.json`` describes; ``file`` is for messages.
+    """Return the kind of network that a ``config.json`` describes; ``file`` is for messages.
 
     Raises:
-        UserError: another one, or a variant that is not built here.
+        UserError: The network or its variant is not supported.
     """
     check_fields(config, file, OTHER_FIELDS, _COPY)
     kind = config.get("model_type") or ""
     if kind not in SINGLE_MODULES:
-        raise UserError(f"{file} has model_type {kind!r}; {nearest(kind, SINGLE_MODULES)}")
+        raise UserError(f"{file}: model_type {kind!r} is not supported; {nearest(kind, SINGLE_MODULES)}")
     if config.get("position_embedding_type", "absolute") != "absolute" or config.get("is_decoder"):
-        raise UserError(f"{file} describes a decoder, or positions that are not absolute; take a plain encoder")
+        raise UserError(f"{file}: decoders and relative positions are not supported; use a plain encoder")
     return kind
 
 
 def model_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of ``models.create`` that a ``config.json``, which was checked, stands for."""
+    """Return the options of ``models.create`` for a checked ``config.json``."""
     kind = model_kind(config)
     options = {ours: config[theirs] for ours, theirs in OPTIONS[kind].items() if config.get(theirs) is not None}
     options.setdefault("head_dropout", options.get("dropout", 0.1))
@@ -237,7 +237,7 @@ def model_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def head_kind(config: Mapping[str, Any]) -> str:
-    """Return which head the file has, as its architecture says: "text", "tokens", "masked", or "" for none."""
+    """Return the head of the file according to its architecture: "text", "tokens", "masked", or "" for none."""
     name = next(iter(config.get("architectures") or ()), "")
     known = {"SequenceClassification": "text", "TokenClassification": "tokens"}
     known |= {"MaskedLM": "masked", "PreTraining": "masked"}
@@ -245,7 +245,7 @@ def head_kind(config: Mapping[str, Any]) -> str:
 
 
 def export_arrays(variables: Mapping[str, np.ndarray], kind: str, depth: int) -> dict[str, np.ndarray]:
-    """Return arrays under Hugging Face's names, from leaves by path."""
+    """Return arrays under Hugging Face's names, given leaves by path."""
     arrays = {}
     for ours, theirs, transform in leaf_names(kind, depth):
         if ours in variables:
@@ -256,10 +256,10 @@ def export_arrays(variables: Mapping[str, np.ndarray], kind: str, depth: int) ->
 
 
 def make_config(kind: str, model: Any, classes: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the ``config.json`` of a model of ours."""
+    """Return the ``config.json`` of one of our models."""
     suffixes = {"text": "SequenceClassification", "tokens": "TokenClassification", "masked": "MaskedLM"}
     name = {"bert": "Bert", "distilbert": "DistilBert"}[kind]
-    # To a head on the mean, a class of transformers would add a pooler that nobody trained.
+    # For a head on mean pooling, transformers' class would add an untrained pooler.
     has_head = model.output == "masked" or (model.num_classes and (model.output, model.pooling) != ("text", "mean"))
     config: dict[str, Any] = {
         "architectures": [f"{name}For{suffixes[model.output]}" if has_head else f"{name}Model"],

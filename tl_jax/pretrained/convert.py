@@ -1,8 +1,8 @@
-"""Conversion of published weights: rules from names and layouts in a file to ours, what fits, and the merge.
+"""Conversion of published weights: rules that map a file's names and layouts to ours, checks, and the merge.
 
-A trunk must be whole, or whole up to a part: then it serves networks that end there. A head, VGG's hidden layers and
-InceptionV3's auxiliary head may be missing or be others: they are left out, and only a new head fits. A merge that does
-not fit is refused with a list of everything that is missing, left over or of another shape.
+A trunk must be complete, or complete up to a stage, and then serves networks that end there. A head, VGG's hidden
+layers and InceptionV3's auxiliary head may be missing or different: they are dropped, and a new head is needed. A merge
+that fails lists everything that is missing, left over or of another shape.
 """
 
 import re
@@ -19,18 +19,18 @@ AUXILIARY = "aux"  # name of InceptionV3's auxiliary head
 
 
 class Converted(NamedTuple):
-    """What a table made of a file.
+    """Result of applying a table to a file.
 
     Attributes:
         leaves: target path -> array.
         origin: target path -> name in the file.
-        transforms: target path -> name of what was done to the array.
+        transforms: target path -> name of the transform applied to the array.
         extra: names in the file that no rule and no ``ignored`` pattern matches.
-        ignored: names in the file that were dropped, as the table says.
-        conflicts: descriptions of names that match several rules, or fall on a leaf already filled.
-        other_names: names of what a file has beside the network.
-        no_head: why the head in the file is not the network's; "" where it is, or where the file has none.
-        notes: what was taken and left out, for the user to read, a line each.
+        ignored: names in the file that the table drops.
+        conflicts: descriptions of names that match several rules or map to a leaf that is already filled.
+        other_names: names of arrays in the file outside the network.
+        no_head: why the file's head does not fit the network; "" if it fits, or if the file has none.
+        notes: lines for the user about what was used and dropped.
     """
 
     leaves: dict[str, np.ndarray]
@@ -45,7 +45,7 @@ class Converted(NamedTuple):
 
 
 class Matcher:
-    """Finds the rules of a table that match a name."""
+    """Matches names with the rules of a table."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -54,7 +54,7 @@ class Matcher:
         self._ignored = [re.compile(pattern) for pattern in table.ignored]
 
     def map_names(self, arrays: Mapping[str, np.ndarray], shapes: Shapes = NO_SHAPES) -> Mapping[str, str]:
-        """Return for each name in a file the one that the rules know."""
+        """Return for each name in a file the name that the rules use."""
         return self._table.map_names(arrays, shapes) if self._table.map_names else {name: name for name in arrays}
 
     def matching_rules(self, known: str) -> list[tuple[re.Match[str], Rule]]:
@@ -64,27 +64,27 @@ class Matcher:
         return [(m, rule) for pattern, rule in self._rules if (m := pattern.fullmatch(known))]
 
     def ignores(self, known: str) -> bool:
-        """Tell whether the table says that a name may be dropped."""
+        """Return whether the table drops a name."""
         return any(pattern.fullmatch(known) for pattern in self._ignored)
 
     def count_known(self, arrays: Mapping[str, np.ndarray]) -> int:
-        """Return how many names of a file are known."""
+        """Return how many names of a file the table covers."""
         names = self.map_names(arrays).values()
         return sum(bool(self._any.fullmatch(name)) or self.ignores(name) for name in names)
 
 
 def _without_groups(pattern: str) -> str:
-    """Return a regex without groups that are counted, of which one expression may not have too many."""
+    """Replace capturing groups of a regex, since one expression may not have too many of them."""
     return re.sub(r"(?<!\\)\((?!\?)", "(?:", pattern)
 
 
 def convert(arrays: Mapping[str, np.ndarray], table: Table, shapes: Shapes = NO_SHAPES) -> Converted:
-    """Apply a table to the arrays of a file; nothing is dropped silently and nothing is raised here.
+    """Apply a table to the arrays of a file. Everything is recorded; nothing is raised here.
 
     Args:
-        arrays: of the file.
-        table: of its source.
-        shapes: of our leaves by path, as far as they are known; they tell layers that a file has beside the network's.
+        arrays: arrays of the file.
+        table: conversion table of its source.
+        shapes: shapes of our leaves by path, if known; they distinguish the network's layers from others in the file.
     """
     matcher = Matcher(table)
     names = matcher.map_names(arrays, shapes)
@@ -100,7 +100,7 @@ def convert(arrays: Mapping[str, np.ndarray], table: Table, shapes: Shapes = NO_
         match, rule = matches[0]
         path = match.expand(rule.path)
         if path in converted.leaves:
-            converted.conflicts.append(f"{name} and {converted.origin[path]} both fill {path}")
+            converted.conflicts.append(f"{name} and {converted.origin[path]} both map to {path}")
         converted.leaves[path] = _transform(rule.transform, array)
         converted.origin[path] = name
         converted.transforms[path] = rule.transform.__name__
@@ -108,7 +108,7 @@ def convert(arrays: Mapping[str, np.ndarray], table: Table, shapes: Shapes = NO_
 
 
 def _transform(transform: Callable[[np.ndarray], np.ndarray], array: np.ndarray) -> np.ndarray:
-    """Transform an array; one that is not of the shape for it stays as it is, and the merge reports its shape."""
+    """Transform an array. An array of the wrong shape is returned unchanged, and the merge reports it."""
     try:
         return transform(array)
     except (ValueError, TypeError, IndexError):
@@ -116,7 +116,7 @@ def _transform(transform: Callable[[np.ndarray], np.ndarray], array: np.ndarray)
 
 
 class MergeReport(NamedTuple):
-    """Everything that does not fit, by kind; all empty when the file matches the model."""
+    """Everything that does not fit, by kind; all empty if the file matches the model."""
 
     missing: Sequence[str]
     extra: Sequence[str]
@@ -124,7 +124,7 @@ class MergeReport(NamedTuple):
 
 
 class MergeError(UserError):
-    """Weights that do not fit the model. ``report`` holds every offender; the message the first of each kind."""
+    """Weights that do not fit the model. ``report`` lists everything; the message has the first of each kind."""
 
     def __init__(self, message: str, report: MergeReport):
         super().__init__(message)
@@ -132,17 +132,17 @@ class MergeError(UserError):
 
 
 def merge(target: tree.Tree, converted: Converted) -> dict[str, Any]:
-    """Return the leaves of ``converted`` as float32 in the nesting of ``target``.
+    """Return the leaves of ``converted`` as float32, nested like ``target``.
 
     Args:
-        target: nested dict of arrays or shape structs, the model's variables.
-        converted: what a table made of a file.
+        target: the model's variables, a nested dict of arrays or shape structs.
+        converted: the converted file.
 
     Returns:
         Nested dict with every leaf of ``target``.
 
     Raises:
-        MergeError: missing or extra names, wrong shapes or dtypes, values that are not finite; nothing is half loaded.
+        MergeError: Names are missing or extra, shapes or dtypes are wrong, or values are not finite.
     """
     expected = tree.flatten(target)
     missing = [path for path in expected if path not in converted.leaves]
@@ -158,19 +158,19 @@ def merge(target: tree.Tree, converted: Converted) -> dict[str, Any]:
 
 
 def leaf_mismatches(path: str, array: np.ndarray, leaf: Any) -> list[str]:
-    """Return what keeps an array from filling a leaf; nothing where it fits."""
+    """Return the reasons why an array does not fit a leaf; empty if it fits."""
     if array.shape != leaf.shape:
         return [f"{path} has shape {array.shape}, the model needs {leaf.shape}"]
-    # ml_dtypes' bfloat16 has kind "V", so ask whether it casts to float rather than for its kind.
+    # ml_dtypes' bfloat16 has kind "V", so check its name too.
     if array.dtype.kind not in "f" and array.dtype.name != "bfloat16":
-        return [f"{path} holds {array.dtype}, the model needs floating point"]
+        return [f"{path} has dtype {array.dtype}, the model needs floating point"]
     if not np.isfinite(array.astype(np.float32, copy=False)).all():
-        return [f"{path} holds values that are not finite"]
+        return [f"{path} has values that are not finite"]
     return []
 
 
 def describe_report(report: MergeReport, max_names: int = 6) -> str:
-    """Return a report in one line, with the first offenders of each kind."""
+    """Return a report as one line, with the first entries of each kind."""
     groups = []
     for kind, names in zip(("missing", "extra", "wrong"), report, strict=True):
         if names:
@@ -179,17 +179,17 @@ def describe_report(report: MergeReport, max_names: int = 6) -> str:
 
 
 def format_names(names: Sequence[str], max_names: int = 4) -> str:
-    """Return names in one line, the first of them where they are many."""
+    """Return names in one line, truncated after ``max_names``."""
     return ", ".join(names[:max_names]) + (f" (+{len(names) - max_names} more)" if len(names) > max_names else "")
 
 
 class Fit(NamedTuple):
-    """What of a converted file fits a network.
+    """The part of a converted file that fits a network.
 
     Attributes:
-        converted: without what was left out.
-        report: what is missing, extra or wrong in the trunk; all empty for a whole one.
-        last_stage: the last stage up to which the trunk is complete, "" where not even the first is.
+        converted: without what was dropped.
+        report: missing, extra or wrong leaves of the trunk; all empty for a complete trunk.
+        last_stage: last stage up to which the trunk is complete; "" if the first stage is not.
     """
 
     converted: Converted
@@ -204,14 +204,14 @@ def find_fit(
     expected: Mapping[str, Any],
     stages: Sequence[str],
 ) -> Fit:
-    """Return what fits a network: its trunk, its head, and what belongs to neither.
+    """Determine what fits a network: its trunk, its head, and what belongs to neither.
 
     Args:
-        arrays: of a file.
-        converted: what the table made of them.
-        table: of its source.
-        expected: leaves of the network with the head and hidden layers that the file seems to have, by path.
-        stages: names of the stages of its trunk, from the input on.
+        arrays: arrays of the file.
+        converted: the converted file.
+        table: conversion table of its source.
+        expected: leaves by path of the network, with the head and hidden layers that the file appears to have.
+        stages: names of the trunk's stages, input first.
     """
     missing, wrong = _find_mismatches(converted, expected)
     unexpected = [path for path in converted.leaves if path not in expected and top_module(path) in stages]
@@ -254,19 +254,19 @@ def find_fit(
 
 
 def top_module(path: str) -> str:
-    """Return the top-level module that a leaf belongs to: "params/stage1/conv/kernel" gives "stage1"."""
+    """Return the top-level module of a leaf: "stage1" for "params/stage1/conv/kernel"."""
     return path.split("/")[1]
 
 
 def input_norms(arrays: Mapping[str, np.ndarray], other_names: Sequence[str]) -> list[str]:
-    """Return the layers among those outside the network that normalize its inputs, and not by doing nothing."""
+    """Return the layers outside the network that normalize its inputs, except identity normalizations."""
     layers: dict[str, dict[str, np.ndarray]] = {}
     for name in other_names:
         layer, _, leaf = name.rpartition("/")
         layers.setdefault(layer, {})[leaf] = arrays[name]
     norms = []
     for layer, leaves in layers.items():
-        is_numbered = set(leaves) == {"0", "1", "2"} and leaves["2"].ndim == 0  # mean, variance, and a count
+        is_numbered = set(leaves) == {"0", "1", "2"} and leaves["2"].ndim == 0  # mean, variance and count
         mean, variance = (leaves.get("0"), leaves.get("1")) if is_numbered else map(leaves.get, ("mean", "variance"))
         if mean is not None and variance is not None and not (np.all(mean == 0) and np.all(variance == 1)):
             norms.append(layer)
@@ -274,7 +274,7 @@ def input_norms(arrays: Mapping[str, np.ndarray], other_names: Sequence[str]) ->
 
 
 def _find_mismatches(converted: Converted, expected: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """Return the leaves that are missing, and those that do not fit, each with what is wrong."""
+    """Return the missing leaves, and the leaves that do not fit, each with the reason."""
     wrong = {}
     for path, leaf in expected.items():
         if path in converted.leaves and (problems := leaf_mismatches(path, converted.leaves[path], leaf)):
@@ -283,7 +283,7 @@ def _find_mismatches(converted: Converted, expected: Mapping[str, Any]) -> tuple
 
 
 def _in_trunk(name: str, trunk_prefixes: set[str], table: Table) -> bool:
-    """Tell whether a name that no rule knows stands among those of the trunk, so that the file is another network's."""
+    """Return whether an unknown name is within the trunk, so that the file belongs to another network."""
     if table.trunk_pattern:
         return bool(re.fullmatch(table.trunk_pattern, name))
     return _first_component(name) in trunk_prefixes
@@ -294,7 +294,7 @@ def _first_component(name: str) -> str:
 
 
 def _select(converted: Converted, modules: set[str], expected: Mapping[str, Any]) -> Converted:
-    """Return what belongs to ``modules``."""
+    """Return the leaves of ``modules``."""
     paths = [path for path in converted.leaves if top_module(path) in modules and path in expected]
     leaves, origin, transforms = (
         {path: entries[path] for path in paths}
@@ -304,14 +304,14 @@ def _select(converted: Converted, modules: set[str], expected: Mapping[str, Any]
 
 
 def _head_mismatch(head_problems: Sequence[str], other_shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return why the head of a file is not the network's, "" where it is, or where there is nothing like one."""
+    """Return why the file's head does not fit the network; "" if it fits, or if there is none."""
     if head_problems or not other_shapes:
         return "; ".join(head_problems[:3])
-    return f"beside the network it has {format_names([f'{name} {shape}' for name, shape in other_shapes.items()])}"
+    return f"other layers in the file: {format_names([f'{name} {shape}' for name, shape in other_shapes.items()])}"
 
 
 def format_layers(names: Sequence[str]) -> str:
-    """Return the layers that arrays belong to, by name and in one line."""
+    """Return the layers of the named arrays, in one line."""
     return format_names(
         list(dict.fromkeys(name[: end if (end := _last_separator(name)) >= 0 else None] for name in names)), max_names=8
     )

@@ -1,9 +1,9 @@
-"""Convert a weights file of another library into this project's safetensors, and show what went where.
+"""Convert a weights file of another library to safetensors in our format, and print how each array was mapped.
 
     python -m tl_jax.pretrained.convert_cli --model=resnet50 --source=keras --input=FILE --output=FILE
-    python -m tl_jax.pretrained.convert_cli --model=mobilenet_v2 --source=keras --input=FILE --check=PHOTO
+    python -m tl_jax.pretrained.convert_cli --model=mobilenet_v2 --source=keras --input=FILE --check=IMAGE
 
-The result is read by ``pretrained.load(MODEL, source="tl_jax", path=FILE)`` or ``--config.init.source=tl_jax``.
+Load the result by ``pretrained.load(MODEL, source="tl_jax", path=FILE)`` or ``--config.init.source=tl_jax``.
 """
 
 from collections.abc import Mapping
@@ -25,34 +25,36 @@ from tl_jax.pretrained.network import Pretrained
 from tl_jax.utils import command, tree
 from tl_jax.utils.errors import UserError
 
-MODEL = flags.DEFINE_string("model", None, "Name of the model, such as resnet50.")
-SOURCE = flags.DEFINE_string("source", "keras", "Whose file it is: keras, torchvision or timm.")
-INPUT = flags.DEFINE_string("input", None, "The weights file: .h5, .keras, .pth, .safetensors or .npz.")
-OUTPUT = flags.DEFINE_string("output", None, "File to write, ending in .safetensors; without it nothing is written.")
-CHECK = flags.DEFINE_string("check", None, "A picture; print the five classes that the network finds likeliest.")
+MODEL = flags.DEFINE_string("model", None, "Model name, such as resnet50.")
+SOURCE = flags.DEFINE_string("source", "keras", "Library of the weights file: keras, torchvision or timm.")
+INPUT = flags.DEFINE_string("input", None, "Weights file: .h5, .keras, .pth, .safetensors or .npz.")
+OUTPUT = flags.DEFINE_string("output", None, "Output file, ending in .safetensors; without it nothing is written.")
+CHECK = flags.DEFINE_string("check", None, "Image to classify; prints the five most likely classes.")
 
 CLASSES = Path(__file__).with_name("imagenet_classes.txt")
 
 
 def main(_: list[str]) -> None:
-    """Convert, print, and write what was asked for."""
+    """Convert the file, print the mapping, and write the output."""
     logging.set_verbosity(logging.WARNING)
     if not MODEL.value:
         raise UserError(
             f"--model is missing; choose one of {', '.join(name for name, entry in MODELS.items() if entry.tables)}"
         )
     if not INPUT.value:
-        raise UserError("--input is missing; give the weights file")
+        raise UserError("--input is missing; pass the weights file")
     name, source, file = MODEL.value, SOURCE.value, Path(INPUT.value).expanduser()
     models.create(name, 0)
     if source == "tl_jax":
-        raise UserError("files of tl_jax need no conversion; load them with pretrained.load(..., source='tl_jax')")
+        raise UserError(
+            "--source=tl_jax: needs no conversion; load the file with pretrained.load(..., source='tl_jax')"
+        )
     catalog.conversion_table(name, source)
     if not file.is_file():
         raise UserError(f"no weights file at {file}; check --input")
     output = Path(OUTPUT.value).expanduser() if OUTPUT.value else None
     if output and output.suffix != ".safetensors":
-        raise UserError(f"--output={output} must end in .safetensors")
+        raise UserError(f"--output={output}: wrong suffix; it must end in .safetensors")
     variables, spec, converted = pretrained.read_foreign(name, source, file)
     print("\n".join([format_conversion(variables, converted), *converted.notes]))
     print(format_counts(variables, spec))
@@ -67,19 +69,19 @@ def main(_: list[str]) -> None:
 
 
 def format_conversion(variables: Mapping[str, Any], converted: Converted) -> str:
-    """Return the table of source name, our path, shape and transform, and what was left out."""
+    """Return a table of source name, our path, shape and transform, and the dropped names."""
     rows = [("in the file", "here", "shape", "transform")]
     shapes = {path: leaf.shape for path, leaf in tree.flatten(variables).items()}
     rows += [(name, path, str(shapes[path]), converted.transforms[path]) for path, name in converted.origin.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
     if converted.ignored:
-        lines.append(f"left out, not needed: {', '.join(converted.ignored[:3])} ({len(converted.ignored)} in all)")
+        lines.append(f"dropped, not needed: {', '.join(converted.ignored[:3])} ({len(converted.ignored)} in all)")
     return "\n".join(lines)
 
 
 def format_counts(variables: Mapping[str, Any], spec: PretrainedSpec) -> str:
-    """Return the numbers of values beside the published one, counted as its publisher counts."""
+    """Return the parameter count and the published count, counted as by the publisher."""
     params, all_values = tree.count(variables["params"]), tree.count(variables)
     text = f"{params:,} parameters, {all_values:,} values with BatchNorm statistics"
     if not (published := CATALOG[spec.model, spec.source].parameters):
@@ -91,14 +93,14 @@ def format_counts(variables: Mapping[str, Any], spec: PretrainedSpec) -> str:
 
 
 def classify_image(net: Pretrained, image_path: Path) -> list[str]:
-    """Return the five likeliest classes of a picture, each with its probability."""
+    """Return the five most likely classes of an image with their probabilities."""
     if not net.spec.num_classes:
-        raise UserError(f"{net.path} has no head, so --check has no classes to name")
+        raise UserError(f"--check: {net.path} has no head to classify with; omit --check")
     try:
         with Image.open(image_path) as image:
             pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, UnidentifiedImageError) as e:
-        raise UserError(f"cannot read {image_path} as a picture ({e}); check --check") from None
+        raise UserError(f"--check={image_path}: cannot be read as an image ({e}); pass another") from None
     logits, _ = jax.jit(net.model.apply)(net.variables, net.preprocess(pixels[None]))
     probabilities = np.asarray(jax.nn.softmax(logits[0].astype(np.float32)))
     names = CLASSES.read_text().splitlines() if net.spec.num_classes == 1000 else []

@@ -1,4 +1,4 @@
-"""What no weight file may do, checked before its content is believed or handed to a library in C."""
+"""Safety checks of weight files, before their content is trusted or passed to a C library."""
 
 import mmap
 import struct
@@ -8,30 +8,31 @@ import numpy as np
 
 from tl_jax.utils.errors import UserError
 
-_MAX_CHILDREN, _MAX_RANK = 64, 8  # of a tree's node, of an array: more than Keras' files have
+_MAX_CHILDREN, _MAX_RANK = 64, 8  # of a tree node and of an array; Keras' files stay below
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 def check_numeric(path: Path, key: str, dtype: np.dtype) -> None:
-    """Raise ``UserError`` when the array ``key`` holds text, objects or records."""
+    """Raise ``UserError`` if the array ``key`` holds text, objects or records."""
     if dtype.kind not in "biufc":
         raise UserError(f"{path}: {key!r} holds {' '.join(str(dtype).split())}, not numbers; save it as float32")
 
 
 def is_hdf5(content: bytes) -> bool:
-    """Tell whether ``content`` starts as HDF5 does."""
+    """Return whether ``content`` starts with the HDF5 signature."""
     return content.startswith(_SIGNATURE)
 
 
 def check_hdf5(content: bytes | mmap.mmap) -> None:
-    """Raise ``ValueError`` for HDF5 in which libhdf5 would go round for ever: in heaps, where names lie, or in trees.
+    """Raise ``ValueError`` for HDF5 files whose heaps or trees would send libhdf5 into an endless loop.
 
-    They are looked for everywhere. Whatever else has their signature is passed over, as is what libhdf5 refuses.
+    The whole file is searched for heaps and trees. Other bytes with their signature are skipped, as are structures that
+    libhdf5 rejects itself.
     """
     head = content[:16]
-    sizes = head[13:15] if head[8:9] in (b"\0", b"\1") else head[9:11]  # of an address and a length
+    sizes = head[13:15] if head[8:9] in (b"\0", b"\1") else head[9:11]  # bytes per address and per length
     if not is_hdf5(head) or sizes != b"\x08\x08":
-        raise ValueError("it does not start as Keras' HDF5 does")
+        raise ValueError("the header differs from Keras' HDF5")
     checks = ((b"GCOL\1", _check_global_heap), (b"HEAP\0", _check_local_heap), (b"TREE", _check_tree))
     for signature, check in checks:
         start, covered = content.find(signature), 0
@@ -39,44 +40,44 @@ def check_hdf5(content: bytes | mmap.mmap) -> None:
             covered += check(content, start)
             start = content.find(signature, start + 1)
         if covered > len(content):
-            raise ValueError("more heaps or trees than there is room for")
+            raise ValueError("more heaps or trees than fit into the file")
 
 
 def _check_global_heap(content: bytes | mmap.mmap, start: int) -> int:
-    """Follow the entries of text of variable length, each of which has its length; return the heap's own."""
+    """Follow the variable-length text entries of a global heap by their lengths; return the length of the heap."""
     (size,) = struct.unpack_from("<Q", content, start + 8)
     position, end = start + 16, start + size
     if end > len(content):
         return 0
     while position + 16 <= end:
         index, length = struct.unpack_from("<H6xQ", content, position)
-        step = 16 + (length + 7) // 8 * 8 if index else length  # index 0 is the free space, header included
+        step = 16 + (length + 7) // 8 * 8 if index else length  # index 0 is the free space, including its header
         if step < 16 or position + step > end:
-            raise ValueError("a heap does not add up")
+            raise ValueError("inconsistent heap size")
         position += step
     return size
 
 
 def _check_local_heap(content: bytes | mmap.mmap, start: int) -> int:
-    """Follow the free places among a group's names, each with the offset of the next, the last 1; return its length."""
+    """Follow the free list of a local heap, whose last offset is 1; return the length of the heap."""
     size, free, data = struct.unpack_from("<QQQ", content, start + 8)
     if data + size > len(content):
         return 0
     visited: set[int] = set()
     while free != 1 and free + 16 <= size:
         if free in visited:
-            raise ValueError("a heap is free in a circle")
+            raise ValueError("cyclic free list in a heap")
         visited.add(free)
         (free,) = struct.unpack_from("<Q", content, data + free)
     return size
 
 
 def _check_tree(content: bytes | mmap.mmap, start: int) -> int:
-    """Look whether a node leads to lower ones only, and return its length, or less.
+    """Check that a node leads only to lower nodes; return its length, or less.
 
-    libhdf5 before 2.0 follows others until its stack overflows. A node has keys and addresses by turns. The keys of
-    groups have 8 bytes; those of chunks depend on the array's rank, which the node does not tell: so that one counts
-    for which most of the addresses are those of nodes.
+    libhdf5 before 2.0 follows cycles until its stack overflows. A node alternates keys and addresses. Group keys have 8
+    bytes; chunk keys depend on the array's rank, which the node does not store. So the rank is used for which most
+    addresses are nodes.
     """
     kind, level, used = struct.unpack_from("<BBH", content, start + 4)
     if not level or used > _MAX_CHILDREN:
@@ -86,5 +87,5 @@ def _check_tree(content: bytes | mmap.mmap, start: int) -> int:
         children = [struct.unpack_from("<Q", content, offset)[0] for offset in offsets]
         levels = [content[child + 5] for child in children if content[child : child + 4] == b"TREE"]
         if (kind == 0 or 2 * len(levels) >= used) and any(child_level >= level for child_level in levels):
-            raise ValueError("a tree goes round in a circle")
+            raise ValueError("cyclic tree")
     return 16 * used + 24

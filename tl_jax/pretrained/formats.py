@@ -1,8 +1,8 @@
 """Weight files: this project's safetensors, other libraries' formats, and the bundles of ``--mode=export``.
 
-A bundle is a folder with ``bundle.json``, which lists its files and their hashes. Weight files become flat dictionaries
-of NumPy arrays, with the names and the order of the file. Our own files are safetensors with our paths as names, and
-with the facts about the weights in the metadata.
+A bundle is a folder with ``bundle.json``, which lists its files and their checksums. Weight files are read into flat
+dictionaries of NumPy arrays, with the names and order of the file. Our own files are safetensors with our paths as
+names, and the facts about the weights in the metadata.
 """
 
 import dataclasses
@@ -44,20 +44,20 @@ from tl_jax.utils.plugins import check_imported
 from tl_jax.utils.scaling import SCALINGS
 
 BUNDLE_FILE, WEIGHTS_FILE = "bundle.json", "model.safetensors"
-EXPORT_FOLDER = "export"  # of a run
-FORMAT_VERSION = 1  # of the format; a file with another one is refused
+EXPORT_FOLDER = "export"  # within the folder of a run
+FORMAT_VERSION = 1  # files of another version are rejected
 _EXPORT_AGAIN = "export the run again"
 _FIELDS = {"model": STRING, "task": STRING, "files": object_of(OBJECT), "weights": OBJECT, "modules": MODULES}
 _OPTIONAL = {"weights", "modules"}
 
 
 def write_bundle_json(folder: Path, facts: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
-    """Write ``bundle.json`` and return what stands in it.
+    """Write ``bundle.json`` and return its content.
 
     Args:
-        folder: of the bundle.
-        facts: of JSON types.
-        files: name of a file in the folder -> what it is.
+        folder: folder of the bundle.
+        facts: facts in JSON types.
+        files: file name in the folder -> description.
     """
     entries = {
         name: {
@@ -73,68 +73,68 @@ def write_bundle_json(folder: Path, facts: Mapping[str, Any], files: Mapping[str
 
 
 def read_bundle(folder: Path) -> dict[str, Any]:
-    """Return what ``bundle.json`` says.
+    """Return the content of ``bundle.json``.
 
     Raises:
-        UserError: it is missing or damaged, or of another version of the format.
+        UserError: The file is missing or damaged, or has another format version.
     """
     file = folder / BUNDLE_FILE
     if not file.is_file():
-        raise UserError(f"no bundle in {folder}: {BUNDLE_FILE} is missing; export a run, and pass RUN/export")
+        raise UserError(f"{folder}: not a bundle, {BUNDLE_FILE} is missing; export a run, and pass RUN/export")
     content = read_json(file, _EXPORT_AGAIN)
     if missing := [name for name in ("version", *_FIELDS) if content.get(name) is None and name not in _OPTIONAL]:
-        raise UserError(f"{file} is damaged or was not written by tl_jax, it has no {missing[0]}; {_EXPORT_AGAIN}")
+        raise UserError(f"{file}: damaged or not written by tl_jax, {missing[0]} is missing; {_EXPORT_AGAIN}")
     check_fields(content, file, {"version": integer(0, 1_000_000)}, _EXPORT_AGAIN)
     if (version := content["version"]) != FORMAT_VERSION:
         raise UserError(
-            f"{file} has format version {version!r}, known here is {FORMAT_VERSION}; install the tl_jax it is of"
+            f"{file}: format version {version!r} is not supported, only {FORMAT_VERSION}; install a matching tl_jax"
         )
     check_fields(content, file, _FIELDS, _EXPORT_AGAIN)
     check_imported(content.get("modules") or (), folder)
     for name, entry in content["files"].items():
         if not STRING.is_valid(entry.get("sha256")):
-            raise UserError(f"{file} is damaged, it has no sha256 of {name!r}; {_EXPORT_AGAIN}")
+            raise UserError(f"{file}: damaged, the sha256 of {name!r} is missing; {_EXPORT_AGAIN}")
     return content
 
 
 def check_bundle(folder: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Compare files of a bundle with their hashes, and return what ``bundle.json`` says.
+    """Verify the checksums of files in a bundle, and return the content of ``bundle.json``.
 
     Raises:
-        UserError: see ``read_bundle``; or a file is missing, or another one than was written.
+        UserError: See ``read_bundle``; or a file is missing or has changed.
     """
     content = read_bundle(folder)
     for name in names:
         file, entry = folder / name, content["files"].get(name)
         if entry is None or not file.is_file():
-            raise UserError(f"{folder} has no {name}; copy the whole bundle, or export the run again")
+            raise UserError(f"{folder}: {name} is missing; copy the whole bundle, or export the run again")
         if (actual := pooch.file_hash(str(file))) != entry["sha256"]:
             raise UserError(
-                f"{file} has SHA-256 {actual[:12]}..., {BUNDLE_FILE} says {entry['sha256'][:12]}...: it was changed or "
-                "cut short; copy the bundle anew, or export the run again"
+                f"{file}: changed or truncated (SHA-256 {actual[:12]}..., but {BUNDLE_FILE} has "
+                f"{entry['sha256'][:12]}...); copy the bundle again, or export the run again"
             )
     return content
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, rather than a bundle or a network of another library."""
+    """Return whether a folder is a run, rather than a bundle or another library's network."""
     return (folder / "checkpoints").is_dir() and (folder / "config.json").is_file()
 
 
 def export_of(folder: Path) -> Path:
-    """Return the bundle of a run, given its folder; any other folder is returned as it is."""
+    """Return the bundle in the folder of a run; any other folder is returned unchanged."""
     if not is_run(folder):
         return folder
     if not (folder / EXPORT_FOLDER / BUNDLE_FILE).is_file():
-        raise UserError(f"{folder} is a run that was not exported; export it first")
+        raise UserError(f"{folder}: the run has no export; export it first")
     return folder / EXPORT_FOLDER
 
 
 def weights_path(path: Path) -> Path:
-    """Return the weights file of a bundle's or a run's folder, or ``path`` itself; a bundle's file is checked.
+    """Return the weights file of a bundle or run folder, with a verified checksum, or ``path`` itself.
 
     Raises:
-        UserError: a folder that is no bundle, or see ``check_bundle``.
+        UserError: The folder is not a bundle, or see ``check_bundle``.
     """
     if path.is_dir():
         path = export_of(path)
@@ -146,14 +146,14 @@ def weights_path(path: Path) -> Path:
 
 
 def bundle_model(source: str, path: str | Path | None) -> str:
-    """Return the name of the model in a bundle, its folder or a file in it, for ``pretrained.load`` without a name."""
+    """Return the model name of a bundle, given its folder or a file in it, for ``pretrained.load`` without a name."""
     if source != "tl_jax" or not path:
-        raise UserError("name the model; only a bundle (source='tl_jax', path=FOLDER) says it itself")
+        raise UserError("pretrained.load: pass a model name; only a bundle (source='tl_jax', path=FOLDER) contains it")
     bundle_path = export_of(Path(path).expanduser())
     content = read_bundle(bundle_path if bundle_path.is_dir() else bundle_path.parent)
     if content["task"] == "policy":
         raise UserError(
-            f"{bundle_path} holds a policy; start a run from it with config.init.path, or call rl.source.load"
+            f"{bundle_path}: holds a policy; start a run from it with config.init.path, or call rl.source.load"
         )
     return content["model"]
 
@@ -164,31 +164,32 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def read_contents(path: str | os.PathLike[str]) -> Contents:
-    """Return every array of a weight file, read by the format that its suffix names (see ``READERS``).
+    """Return every array of a weight file, read in the format of its suffix (see ``READERS``).
 
-    Raises ``UserError`` when the suffix is unknown, or the file is missing, damaged, or holds anything but numbers.
+    Raises:
+        UserError: The suffix is unknown, or the file is missing, damaged, or holds values other than numbers.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in READERS:
-        raise UserError(f"{path}: {suffix or 'no suffix'} is no format of weights; {nearest(suffix, _SUGGESTED)}")
+        raise UserError(f"{path}: {suffix or 'no suffix'} is not a weights format; {nearest(suffix, _SUGGESTED)}")
     reader = READERS[suffix]
     return read_checkpoint(path) if reader is read_pth else Contents(reader(path))
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Return the tensors of a ``.safetensors`` file in the order of their bytes; ``UserError`` when it is damaged."""
+    """Return the tensors of a ``.safetensors`` file in storage order. Raises UserError if it is damaged."""
     path = check_file(path)
     try:
         with safetensors.safe_open(path, framework="np") as file:
             return {key: file.get_tensor(key) for key in file.offset_keys()}
-    except AttributeError as error:  # safetensors looks up np.float8_e4m3fn and its like
-        raise UserError(f"{path}: holds {error.name}, which NumPy lacks; save it as float32 or bfloat16") from error
+    except AttributeError as error:  # safetensors uses np.float8_e4m3fn and similar types
+        raise UserError(f"{path}: has dtype {error.name}, which NumPy lacks; save it as float32 or bfloat16") from error
     except (*PARSE_ERRORS, safetensors.SafetensorError) as error:
         raise damaged_error(path, error) from error
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Return the text that a ``.safetensors`` file carries beside its tensors; ``UserError`` when it is damaged."""
+    """Return the metadata of a ``.safetensors`` file. Raises UserError if it is damaged."""
     path = check_file(path)
     try:
         with safetensors.safe_open(path, framework="np") as file:
@@ -198,7 +199,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Return the arrays of a ``numpy.savez`` file; ``UserError`` when it is damaged or holds objects."""
+    """Return the arrays of a ``numpy.savez`` file. Raises UserError if it is damaged or holds objects."""
     path = check_file(path)
     arrays: dict[str, np.ndarray] = {}
     try:
@@ -212,25 +213,25 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 READERS = {".h5": read_h5, ".hdf5": read_h5, ".keras": read_keras, ".safetensors": read_safetensors, ".npz": read_npz}
 _SUGGESTED = (*READERS, ".pth", ".pt", ".ckpt", ".bin")
-# All of them torch.save's: of PyTorch's own examples (.pth.tar, .th), of Lightning and of Hugging Face.
+# All written by torch.save: by PyTorch's own examples (.pth.tar, .th), by Lightning and by Hugging Face.
 READERS |= dict.fromkeys((".pth", ".pt", ".th", ".tar", ".ckpt", ".bin"), read_pth)
 
 
-_ALIGNMENT = 64  # bytes; JAX takes over arrays that begin at a multiple of it instead of copying them
-_MAX_SIDE = 2**31  # of the sides of an array without values, which the size of the file does not bound
+_ALIGNMENT = 64  # bytes; JAX adopts aligned arrays without a copy
+_MAX_SIDE = 2**31  # limit of the sides of an empty array, which the file size does not bound
 _WRITE_AGAIN = "export the run again, or download the file again"
 _SPEC = {field.name: STRING for field in dataclasses.fields(PretrainedSpec) if field.type in (str, "str")}
 _SPEC |= {
     "options": OBJECT,
     "num_classes": integer(0, 10_000_000),
-    "image_size": integer(0, 10_000),  # 0 of a policy
+    "image_size": integer(0, 10_000),  # 0 for a policy
     "crop": number(0.01, 1),
     "interpolation": choice("bilinear", "bicubic"),
     "parameters": integer(0, 2**53),
     "top1": number(0, 100),
     "top5": number(0, 100),
 }
-# What is read of the facts, by whom: names of classes, notes of a conversion, a delta's base, a policy's world.
+# Facts that are used: class names, conversion notes, a delta's base, adapters.
 _FACTS = {"classes": list_of(STRING), "notes": list_of(STRING), "base": object_of(STRING), "adapters": OBJECT}
 _FACTS |= {"world": STRING, "spaces": OBJECT, "sha256": STRING, "no_head": STRING}
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -240,18 +241,18 @@ _DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": np.dt
 def save_native(
     path: Path, variables: Mapping[str, Any], spec: PretrainedSpec, facts: Mapping[str, Any], dtype: str = "float32"
 ) -> None:
-    """Write variables as safetensors under our own names, one leaf at a time: no second copy is made in memory.
+    """Write variables as safetensors under our names, leaf by leaf, without a second copy in memory.
 
     Args:
-        path: file to write; it is put in place whole or not at all.
+        path: output file, written atomically.
         variables: ``{"params": ..., "batch_stats": ...}``.
-        spec: what ``load`` must know; its ``options`` are stored with it.
-        facts: anything worth keeping in the file, such as data set, accuracy and classes (JSON types).
-        dtype: of the stored values; float16 halves the file and is widened again when it is loaded.
+        spec: facts that ``load`` needs, including the model's ``options``.
+        facts: further facts to store, such as dataset, accuracy and classes (JSON types).
+        dtype: data type of the stored values; float16 halves the file and is loaded as float32.
     """
     leaves = tree.flatten(variables)
     width = _DTYPES[_CODES[dtype]].itemsize
-    # Large leaves first: then nearly all begin at a multiple of the alignment.
+    # Large leaves first, so that nearly all are aligned.
     order = sorted(leaves, key=lambda p: (-int(np.prod(leaves[p].shape)), p))
     header: dict[str, Any] = {
         "__metadata__": {"format": "tl_jax", "spec": json.dumps(spec.to_dict()), "facts": json.dumps(dict(facts))}
@@ -269,25 +270,25 @@ def save_native(
 
 
 def read_native(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a file of ours, as views of one aligned buffer that JAX can take over without a copy.
+    """Return the arrays of one of our files, as views of one aligned buffer that JAX adopts without a copy.
 
     Raises:
-        UserError: missing or damaged file, or one with other types of values.
+        UserError: The file is missing or damaged, or has other dtypes.
     """
-    read_metadata(path)  # safetensors checks the header: sizes, overlaps, holes
+    read_metadata(path)  # safetensors validates the header: sizes, overlaps, holes
     size = path.stat().st_size
     buffer = np.empty(size + _ALIGNMENT, np.uint8)
     buffer = buffer[-buffer.ctypes.data % _ALIGNMENT :][:size]
     with path.open("rb") as file:
         if file.readinto(buffer.data) != size:
-            raise damaged_error(path, "it became shorter while it was read")
+            raise damaged_error(path, "it shrank while it was read")
     start = 8 + int.from_bytes(buffer[:8].tobytes(), "little")
     arrays = {}
     for name, entry in json.loads(buffer[8:start].tobytes()).items():
         if name == "__metadata__":
             continue
         if entry["dtype"] not in _DTYPES:
-            raise UserError(f"{path}: {name} holds {entry['dtype']}; save it as float32, float16 or bfloat16")
+            raise UserError(f"{path}: {name} has dtype {entry['dtype']}; save it as float32, float16 or bfloat16")
         begin, end = entry["data_offsets"]
         values = buffer[start + begin : start + end]
         dtype = _DTYPES[entry["dtype"]]
@@ -300,10 +301,10 @@ def read_native(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_spec(path: Path) -> tuple[PretrainedSpec, dict[str, Any]]:
-    """Return the spec and the facts of a file of ours; a UserError where it is none."""
+    """Return the spec and facts of one of our files. Raises UserError for another file."""
     metadata = read_metadata(path)
     if not {"spec", "facts"} <= set(metadata):
-        raise UserError(f"{path} was not written by tl_jax; name its origin with config.init.source")
+        raise UserError(f"{path}: not written by tl_jax; set config.init.source to the library that wrote it")
     spec = parse_json(metadata["spec"], f"{path}: its spec", _WRITE_AGAIN)
     facts = parse_json(metadata["facts"], f"{path}: its facts", _WRITE_AGAIN)
     check_fields(facts, f"{path}: its facts", _FACTS, _WRITE_AGAIN)
@@ -311,28 +312,28 @@ def read_spec(path: Path) -> tuple[PretrainedSpec, dict[str, Any]]:
 
 
 def parse_spec(spec: Mapping[str, Any], where: str, action: str) -> PretrainedSpec:
-    """Return the spec that ``PretrainedSpec.to_dict`` has put into a file.
+    """Return the spec stored by ``PretrainedSpec.to_dict``.
 
     Args:
         spec: from JSON.
-        where: it stands, for messages.
-        action: what to do about one that is damaged.
+        where: location of the spec, for messages.
+        action: advice for a damaged spec.
     """
     if not isinstance(spec, Mapping):
-        raise UserError(f"{where} is no object; {action}")
+        raise UserError(f"{where} is not an object; {action}")
     spec = {name: value for name, value in spec.items() if value is not None}
     field_names = {field.name for field in dataclasses.fields(PretrainedSpec)}
     if unknown := sorted((set(spec) - field_names) | ({"model", "source"} - set(spec))):
-        raise UserError(f"{where} has no {unknown[0]!r}, or one that is not known here; {action}")
-    fields = {**_SPEC, "scaling": choice("", *SCALINGS)}  # those of now: a user may have registered one
+        raise UserError(f"{where}: {unknown[0]!r} is missing or unknown; {action}")
+    fields = {**_SPEC, "scaling": choice("", *SCALINGS)}  # evaluated late: users may register scalings
     check_fields(spec, where, fields, action)
-    # linen needs tuples where JSON gives lists
+    # linen needs tuples instead of JSON's lists
     options = {k: _lists_to_tuples(v) for k, v in spec.get("options", {}).items()}
     return PretrainedSpec(**{**spec, "options": options})
 
 
 def class_names(path: Path) -> tuple[str, ...]:
-    """Return the names of the classes that the head in a file of ours knows, () if the file does not name them."""
+    """Return the class names of the head in one of our files; () if it stores none."""
     return tuple(read_spec(path)[1].get("classes") or ())
 
 

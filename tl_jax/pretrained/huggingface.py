@@ -1,4 +1,4 @@
-"""Text networks of Hugging Face: load a folder or a repository as model, weights and tokenizer, and save one."""
+"""Hugging Face text networks: load a folder or hub repository as model, weights and tokenizer, and save one."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 
 
 class TextNetwork(NamedTuple):
-    """A text model with its weights and its tokenizer.
+    """A text model with its weights and tokenizer.
 
     Attributes:
         model: linen module; ``model.apply(variables, **tokens, train=False)`` gives ``(output, endpoints)``.
         variables: ``{"params": ...}``, float32.
-        tokenizer: of the folder; it neither cuts nor pads by itself.
+        tokenizer: tokenizer of the folder, without truncation and padding.
         kind: "bert" or "distilbert".
-        classes: names of the K classes, where there is a head.
-        random_leaves: paths of the leaves that were drawn at random instead of loaded.
-        path: the weights file, None for random weights.
-        sha256: of that file.
-        notes: what the user should know of it.
+        classes: names of the K classes, if there is a head.
+        random_leaves: paths of the randomly initialized leaves.
+        path: the weights file; None for random weights.
+        sha256: hash of that file.
+        notes: lines for the user about the weights.
     """
 
     model: Bert
@@ -59,25 +59,25 @@ class TextNetwork(NamedTuple):
 
     @property
     def new_head(self) -> bool:
-        """Whether the head was drawn at random instead of loaded."""
+        """Whether the head is randomly initialized."""
         return any(top_module(path) == "head" for path in self.random_leaves)
 
     def reinitialize(self, key: jax.Array) -> dict[str, Any]:
-        """Return the variables with all that was not loaded drawn from ``key``."""
+        """Return the variables with all random leaves sampled anew from ``key``."""
         new_leaves = leaf_initializer(self.model, self.random_leaves)(key) if self.random_leaves else {}
         return tree.unflatten({**tree.flatten(self.variables), **new_leaves})
 
     def tokenize(
         self, texts: Sequence[str] | Sequence[tuple[str, str]], max_length: int | None = None
     ) -> dict[str, np.ndarray]:
-        """Return ids of the tokens of N texts, or of N pairs, as the model takes them.
+        """Return the token ids of N texts, or of N pairs, as inputs of the model.
 
         Args:
             texts: N texts, or N pairs of texts.
-            max_length: tokens at most, [CLS] and [SEP] among them; None for what the model takes.
+            max_length: maximum number of tokens, including [CLS] and [SEP]; None for the model's maximum.
 
         Returns:
-            ``input_ids``, ``attention_mask`` and ``token_type_ids``, int32 (N, L), L that of the longest text.
+            ``input_ids``, ``attention_mask`` and ``token_type_ids``, int32 (N, L), padded to the longest text.
         """
         max_tokens = min(max_length or self.model.positions, self.model.positions)
         encodings = tokenize.encode_texts(self.tokenizer, texts, max_tokens)
@@ -92,18 +92,18 @@ def initializer(model: Bert) -> Any:
 
 @functools.cache
 def leaf_initializer(model: Bert, paths: frozenset[str]) -> Any:
-    """Return the jitted function key -> these leaves; XLA leaves out all that is not asked for."""
+    """Return the jitted function key -> the leaves ``paths``; XLA drops the rest of the initialization."""
     return jax.jit(lambda key: {p: leaf for p, leaf in tree.flatten(initializer(model)(key)).items() if p in paths})
 
 
 def top_module(path: str) -> str:
-    """Return the top-level module that a leaf belongs to."""
+    """Return the top-level module of a leaf."""
     return path.split("/")[1]
 
 
 CONFIG_FILE = "config.json"
-INDEX_SUFFIX = ".index.json"  # of weights in several files: which array lies in which of them
-# In the order in which transformers looks for them.
+INDEX_SUFFIX = ".index.json"  # of sharded weights: array name -> file
+# In transformers' order of preference.
 WEIGHT_FILES = (
     "model.safetensors",
     f"model.safetensors{INDEX_SUFFIX}",
@@ -111,10 +111,10 @@ WEIGHT_FILES = (
     f"pytorch_model.bin{INDEX_SUFFIX}",
 )
 POOLING_FILE = "1_Pooling/config.json"  # of sentence-transformers
-SAVED_FILES = ("model.safetensors", CONFIG_FILE, "tokenizer.json", "tokenizer_config.json")  # that ``save`` writes
-_OPTIONAL = {"head", "pooler", "masked_dense", "masked_norm", "masked_bias"}  # a file may have them or not
-_MAX_NAME_BYTES = 255  # bytes of a file's name
-# Rows of the words' embeddings beyond the vocabulary: tables are filled up to a multiple of this at most.
+SAVED_FILES = ("model.safetensors", CONFIG_FILE, "tokenizer.json", "tokenizer_config.json")  # written by ``save``
+_OPTIONAL = {"head", "pooler", "masked_dense", "masked_norm", "masked_bias"}  # a file may lack them
+_MAX_NAME_BYTES = 255  # limit of a file name
+# Word embeddings may be padded beyond the vocabulary, at most to a multiple of this.
 MAX_VOCABULARY_PADDING = 128
 
 
@@ -128,24 +128,24 @@ def load(
     rename: prefixes.Renames = (),
     **options: Any,
 ) -> TextNetwork:
-    """Build the text network of a folder, or of a repository on the Hugging Face hub.
+    """Build the text network of a folder, or of a Hugging Face hub repository.
 
     Args:
-        name: "bert" or "distilbert", which ``config.json`` must agree with.
-        path: folder with ``config.json``, weights (``model.safetensors`` or ``pytorch_model.bin``, or several files
-            with the ``.index.json`` of one of them) and tokenizer (``tokenizer.json`` or ``vocab.txt``), or the
-            "owner/name" of a repository.
-        num_classes: K of the head; None takes what the file has.
-        head: "auto" keeps the file's head where it has K outputs of the right kind, else draws one; "new" always draws
-            one; "keep" insists on the file's.
-        seed: of what is drawn.
+        name: "bert" or "distilbert", as in ``config.json``.
+        path: folder with ``config.json``, weights (``model.safetensors`` or ``pytorch_model.bin``, or shards with the
+            ``.index.json`` of one of them) and tokenizer (``tokenizer.json`` or ``vocab.txt``), or a repository
+            "owner/name".
+        num_classes: K of the head; None for the file's number.
+        head: "auto" keeps the file's head if it is of the right kind and has K outputs, else initializes one; "new"
+            always initializes one; "keep" requires the file's.
+        seed: random seed of the initialization.
         rename: pairs (regex, replacement) for the names of arrays, see ``pretrained.load``.
-        **options: attributes of ``Bert``: ``output`` says what kind of head, ``pooling`` what it reads. Without a
-            pooler in the file texts are the mean of their tokens, and so they are where sentence-transformers has
-            trained the network on means and no head of the file is kept.
+        **options: attributes of ``Bert``: ``output`` is the kind of head, ``pooling`` its input. Mean pooling is used
+            if the file has no pooler, or if sentence-transformers trained the network with it and the file's head is
+            not kept.
 
     Raises:
-        UserError: files that are missing, damaged, or of another network.
+        UserError: Files are missing, damaged, or belong to another network.
     """
     folder = _find_folder(path)
     if (folder / formats.BUNDLE_FILE).is_file():
@@ -163,7 +163,7 @@ def load(
     file_classes = _classes_of_head(converted) if output == attributes["output"] else 0
     keep_head = _keeps_head(head, num_classes, file_classes, other_heads, f"{file} has no head for {output}")
     classes = file_classes if num_classes is None else num_classes
-    if not keep_head:  # a head of another task does not matter where one is drawn
+    if not keep_head:  # heads of other tasks do not matter if the head is new
         converted = converted._replace(extra=[name for name in converted.extra if name not in other_heads])
     reads_pooler = "pooler" in stages_in_file and (keep_head or not _was_trained_on_means(folder))
     attributes["pooling"] = "pooler" if reads_pooler else "mean"
@@ -190,7 +190,7 @@ def load(
 
 
 def _classes_of_head(converted: Converted) -> int:
-    """Return the number of classes K of the head of a file, 0 if it has none."""
+    """Return the number of classes K of a file's head; 0 if it has none."""
     bias = converted.leaves.get("params/head/bias")
     return len(bias) if bias is not None and bias.ndim == 1 else 0
 
@@ -201,14 +201,14 @@ def _keeps_head(
     """Return whether the head of a file is kept.
 
     Args:
-        head: as of ``load``.
-        num_classes: that are asked for.
-        file_classes: of the head of the right kind in the file, 0 for none.
-        other_heads: arrays of further heads there.
-        problem: the first words of an error.
+        head: see ``load``.
+        num_classes: requested number of classes.
+        file_classes: classes of the file's head of the right kind; 0 for none.
+        other_heads: arrays of further heads in the file.
+        problem: start of the error message.
 
     Raises:
-        UserError: it is to be kept, and does not fit or is not the only one.
+        UserError: ``head`` is "keep", but the head does not fit or is not the only one.
     """
     fits = file_classes > 0 and num_classes in (None, file_classes)
     if head == "keep" and not (fits and not other_heads):
@@ -218,14 +218,14 @@ def _keeps_head(
 
 
 def random(name: str, path: str | Path, num_classes: int = 0, *, seed: int = 0, **options: Any) -> TextNetwork:
-    """Build the text network of a folder with random weights; a ``config.json`` there gives sizes, if there is one.
+    """Build the text network of a folder with random weights, with the sizes of its ``config.json``, if any.
 
     Args:
         name: "bert" or "distilbert".
         path: folder or repository with the tokenizer.
-        num_classes: K of the head, 0 for none.
-        seed: of the weights.
-        **options: attributes of ``Bert``, before those of ``config.json``.
+        num_classes: K of the head; 0 for none.
+        seed: random seed of the weights.
+        **options: attributes of ``Bert``, which take precedence over ``config.json``.
     """
     folder = _find_folder(path)
     tokenizer = tokenize.read_tokenizer(folder)
@@ -236,7 +236,7 @@ def random(name: str, path: str | Path, num_classes: int = 0, *, seed: int = 0, 
     shapes = tree.flatten(jax.eval_shape(initializer(model), jax.random.key(0)))
     if (size := tree.nbytes(shapes)) > (memory := environment.total_memory()):
         raise UserError(
-            f"a {name} of these sizes has {size / 1e9:,.1f} GB of weights, and this machine {memory / 1e9:,.1f} GB of "
+            f"{name} of these sizes: {size / 1e9:,.1f} GB of weights, but {memory / 1e9:,.1f} GB of "
             "memory; lower config.model.options, such as width, hidden or depth"
         )
     all_leaves = frozenset(shapes)
@@ -245,23 +245,23 @@ def random(name: str, path: str | Path, num_classes: int = 0, *, seed: int = 0, 
 
 
 def save(folder: Path, net: TextNetwork, classes: Sequence[str] = (), dtype: str = "float32") -> None:
-    """Write a network into a folder that transformers opens: ``config.json``, ``model.safetensors``, tokenizer.
+    """Write a network into a folder in transformers' format: ``config.json``, ``model.safetensors``, tokenizer.
 
-    A head on the mean of tokens, which transformers has no class for, is in the file too; ``config.json`` names the
-    network below it.
+    A head on mean pooling, for which transformers has no class, is in the weights file, but ``config.json`` describes
+    the network below it.
 
     Raises:
-        UserError: texts are classified by a bare first token, which nothing in these files tells from a mean.
+        UserError: The head reads the bare first token, which these files cannot distinguish from mean pooling.
     """
     if net.model.num_classes and net.model.output == "text" and net.model.pooling == "first":
-        raise UserError("Hugging Face's files have no pooling='first'; train with pooling='pooler' or 'mean'")
+        raise UserError("pooling='first': not supported by Hugging Face's files; train with 'pooler' or 'mean'")
     leaves = {path: np.asarray(leaf) for path, leaf in tree.flatten(net.variables).items()}
     config = bert_table.make_config(net.kind, net.model, tuple(classes) or net.classes)
     config["pad_token_id"] = net.tokenizer.token_to_id("[PAD]")
     disk.write_text(folder / CONFIG_FILE, json.dumps(config, indent=2))
     arrays = {n: leaf.astype(dtype) for n, leaf in bert_table.export_arrays(leaves, net.kind, net.model.depth).items()}
     with disk.atomic_write(folder / WEIGHT_FILES[0]) as temporary:
-        safetensors.numpy.save_file(arrays, temporary, {"format": "pt"})  # without it transformers refuses
+        safetensors.numpy.save_file(arrays, temporary, {"format": "pt"})  # required by transformers
     disk.write_text(folder / "tokenizer.json", net.tokenizer.to_str(pretty=True))
     name = {"bert": "BertTokenizerFast", "distilbert": "DistilBertTokenizerFast"}[net.kind]
     tokenizer_config = {"tokenizer_class": name, "model_max_length": net.model.positions}
@@ -269,12 +269,12 @@ def save(folder: Path, net: TextNetwork, classes: Sequence[str] = (), dtype: str
 
 
 def resolve_folder(source: str, path: str) -> str:
-    """Return the folder of ``config.init``: the one that is named, or the one that ships with the package."""
+    """Return the folder of ``config.init``: the given one, or the one that ships with the package."""
     return path or (str(EMBEDDED_BERT) if source in ("tl_jax", "random") else "")
 
 
 def stage_names(name: str, source: str, path: str, **options: Any) -> tuple[str, ...]:
-    """Return the names of the stages that the network of a folder has; a UserError where it lacks a file."""
+    """Return the names of the stages of a folder's network. Raises UserError if a file is missing."""
     folder = _find_folder(resolve_folder(source, path))
     tokenize.read_tokenizer(folder)
     if source != "random":
@@ -286,12 +286,12 @@ def stage_names(name: str, source: str, path: str, **options: Any) -> tuple[str,
 
 def _find_folder(path: str | Path | None) -> Path:
     if not path:
-        raise UserError("text weights need a folder or a repository of the hub; pass config.init.path=FOLDER")
+        raise UserError("text weights need a folder or a hub repository; pass config.init.path=FOLDER")
     folder = Path(path).expanduser()
     if folder.is_dir():
         return formats.export_of(folder)
     if folder.exists() or len(folder.parts) != 2:
-        raise UserError(f"{folder} is no folder; pass the one that holds config.json, weights and tokenizer")
+        raise UserError(f"{folder}: not a folder; pass one with config.json, weights and tokenizer")
     downloaded = hub.download_folder(str(path), (CONFIG_FILE,), WEIGHT_FILES, tokenize.FILES)
     hub.download_if_there(str(path), "tokenizer_config.json")
     if (index := next((downloaded / w for w in WEIGHT_FILES if (downloaded / w).is_file()), downloaded)).name.endswith(
@@ -300,37 +300,35 @@ def _find_folder(path: str | Path | None) -> Path:
         for shard in _read_index(index):
             hub.download_from_hub(str(path), shard)
     if not hub.download_if_there(str(path), POOLING_FILE):
-        warn_once(f"whether {path} was trained on means is not known without a connection; if it was, set "
+        warn_once(f"{path}: without a connection, its pooling is unknown; if it was trained with mean pooling, set "
                   "config.model.options.pooling=mean")  # fmt: skip
     return downloaded
 
 
 def _was_trained_on_means(folder: Path) -> bool:
-    """Whether the folder is of sentence-transformers, which trains no pooler, and says that texts are means."""
+    """Return whether the folder is a sentence-transformers model with mean pooling, which trains no pooler."""
     file = folder / POOLING_FILE
-    return file.is_file() and read_json(file, "copy it anew, or delete it").get("pooling_mode_mean_tokens") is True
+    return file.is_file() and read_json(file, "copy it again, or delete it").get("pooling_mode_mean_tokens") is True
 
 
 def _read_config(folder: Path, name: str = "") -> dict[str, Any]:
-    """Return what ``config.json`` says; a ``UserError`` if that is not sensible, or of another model than ``name``."""
+    """Return the checked ``config.json``. Raises UserError if it is invalid, or of another model than ``name``."""
     file = folder / CONFIG_FILE
     if not file.is_file():
-        raise UserError(f"{folder} has no config.json; copy the one that came with the weights there")
-    config = read_json(file, "copy it anew")
+        raise UserError(f"{folder}: config.json is missing; copy the one of these weights there")
+    config = read_json(file, "copy it again")
     if name and (kind := bert_table.model_kind(config, file)) != name:
-        raise UserError(f"{folder} holds a {kind}, not a {name}; pass config.model.name={kind}")
+        raise UserError(f"{folder}: holds a {kind}, not a {name}; pass config.model.name={kind}")
     bert_table.check_config(config, file, ACTIVATIONS)
     return config
 
 
 def _weights_file(folder: Path) -> Path:
-    """Return the weights of a folder, in one file, or the index of those in several."""
+    """Return the weights file of a folder, or the index of sharded weights."""
     file = next((folder / w for w in WEIGHT_FILES if (folder / w).is_file()), None)
     if file is None:
         names = ", ".join(name for name in WEIGHT_FILES if not name.endswith(INDEX_SUFFIX))
-        raise UserError(
-            f"{folder} has no weights ({names}, or several files with {INDEX_SUFFIX}); copy the weights there"
-        )
+        raise UserError(f"{folder}: no weights ({names}, or shards with {INDEX_SUFFIX}); copy the weights there")
     if file.name.endswith(INDEX_SUFFIX):
         for shard in _read_index(file):
             _check_shard(file, shard)
@@ -338,25 +336,25 @@ def _weights_file(folder: Path) -> Path:
 
 
 def _read_index(index: Path) -> dict[str, list[str]]:
-    """Return the files that an index names, each with the arrays that it must have.
+    """Return the files listed in an index, each with its arrays.
 
     Raises:
-        UserError: the index is damaged, or names files outside its folder.
+        UserError: The index is damaged, or names files outside its folder.
     """
     shards: dict[str, list[str]] = {}
-    content = read_json(index, "copy it anew")
-    check_fields(content, index, {"weight_map": object_of(STRING)}, "copy it anew")
+    content = read_json(index, "copy it again")
+    check_fields(content, index, {"weight_map": object_of(STRING)}, "copy it again")
     if not (files := content.get("weight_map")):
-        raise UserError(f"{index}: no index of weights (it has no weight_map); copy it anew")
+        raise UserError(f"{index}: not an index of weights (no weight_map); copy it again")
     for array, shard in files.items():
         shards.setdefault(shard, []).append(array)
     if invalid := [shard for shard in shards if Path(shard).name != shard or len(shard.encode()) > _MAX_NAME_BYTES]:
-        raise UserError(f"{index}: names {invalid[0]!r}, which is no file beside it; copy the folder anew")
+        raise UserError(f"{index}: names {invalid[0]!r}, which is not a file next to it; copy the folder again")
     return shards
 
 
 def _check_shard(index: Path, shard: str) -> Path:
-    """Return one of the files that an index names; a UserError where it is not there."""
+    """Return a file listed in an index. Raises UserError if it is missing."""
     file = index.parent / shard
     if not file.is_file():
         raise UserError(f"{index}: names {shard}, which is missing; copy it to {index.parent}")
@@ -364,9 +362,9 @@ def _check_shard(index: Path, shard: str) -> Path:
 
 
 def _read_contents(file: Path) -> Contents:
-    """Return the arrays of a file of weights, or of all that an index names, and what was said on reading them."""
+    """Return the arrays of a weights file or of all shards of an index, with notes from reading them."""
     others = [w for w in WEIGHT_FILES[WEIGHT_FILES.index(file.name) + 1 :] if (file.parent / w).is_file()]
-    notes = (f"{file.parent} holds several copies of the weights: took {file.name}, not {', '.join(others)}",) * bool(
+    notes = (f"{file.parent}: has several copies of the weights; used {file.name}, not {', '.join(others)}",) * bool(
         others
     )
     if not file.name.endswith(INDEX_SUFFIX):
@@ -377,7 +375,7 @@ def _read_contents(file: Path) -> Contents:
         shard_arrays = formats.read_arrays(_check_shard(file, shard))
         if missing := [name for name in names if name not in shard_arrays]:
             raise UserError(
-                f"{file.parent / shard}: has no {missing[0]!r}, which {file.name} says it has; copy both anew"
+                f"{file.parent / shard}: {missing[0]!r} is missing, but listed in {file.name}; copy both again"
             )
         arrays |= {name: shard_arrays[name] for name in names}
     return Contents(arrays, notes)
@@ -386,19 +384,19 @@ def _read_contents(file: Path) -> Contents:
 def _convert(
     contents: Contents, file: Path, table: Table, rename: prefixes.Renames
 ) -> tuple[prefixes.Stripped, Converted]:
-    """Return the arrays of a file without a prefix, and what the table made of them."""
+    """Return the arrays of a file without a prefix, and the converted file."""
     stripped = prefixes.strip_prefix(prefixes.rename_arrays(contents.arrays, rename, str(file)), table, str(file))
     return stripped, convert(stripped.arrays, table)
 
 
 def _class_names(config: Mapping[str, Any], count: int) -> tuple[str, ...]:
-    """Return the names of the classes by ``config.json``, or their numbers."""
+    """Return the class names of ``config.json``, or class numbers."""
     labels = config.get("id2label") or {}
     return tuple(labels.get(str(i), str(i)) for i in range(count))
 
 
 def _sha256(file: Path) -> str:
-    """Return the hash of a file of weights; of several, that of their hashes in the order of their names."""
+    """Return the hash of a weights file; for shards, the hash of their hashes in the order of their names."""
     if not file.name.endswith(INDEX_SUFFIX):
         return pooch.file_hash(str(file))
     hashes = [pooch.file_hash(str(file.parent / shard)) for shard in sorted(_read_index(file))]
@@ -406,7 +404,7 @@ def _sha256(file: Path) -> str:
 
 
 def _other_heads(converted: Converted, kind: str) -> list[str]:
-    """Return the names of arrays outside the encoder that no rule knows: heads of other tasks."""
+    """Return the unknown names outside the encoder: heads of other tasks."""
     encoder = {
         bert_table.strip_prefix(origin, kind).split(".")[0]
         for path, origin in converted.origin.items()
@@ -416,14 +414,14 @@ def _other_heads(converted: Converted, kind: str) -> list[str]:
 
 
 def _left_out_notes(file: Path, stripped: prefixes.Stripped, other_heads: Sequence[str]) -> list[str]:
-    notes = [f"{file.name}: took the names that begin with {stripped.prefix!r}"] if stripped.prefix else []
+    notes = [f"{file.name}: used the names with prefix {stripped.prefix!r}"] if stripped.prefix else []
     if left_out := [*stripped.other_names, *other_heads]:
-        notes.append(f"{file.name}: left out, as no part of this network: {format_names(left_out)}")
+        notes.append(f"{file.name}: dropped, not part of this network: {format_names(left_out)}")
     return notes
 
 
 def _merge(model: Bert, converted: Any, keep_head: bool, file: Path) -> tuple[dict[str, Any], frozenset[str]]:
-    """Return the loaded variables of a model and the paths of those to be drawn because the file does not have them."""
+    """Return the loaded variables of a model, and the paths of leaves that the file lacks."""
     expected = tree.flatten(jax.eval_shape(initializer(model), jax.random.key(0)))
     optional = [p for p in converted.leaves if p not in expected and _is_optional(p)]
     heads = [p for p in expected if top_module(p) == "head" and not keep_head]
@@ -434,7 +432,7 @@ def _merge(model: Bert, converted: Any, keep_head: bool, file: Path) -> tuple[di
     try:
         return merge(target, converted._replace(leaves=leaves)), random_leaves
     except MergeError as e:
-        raise MergeError(f"{file} does not fit its config.json: {e}; copy both anew", e.report) from None
+        raise MergeError(f"{file} does not fit its config.json: {e}; copy both again", e.report) from None
 
 
 def _is_optional(path: str) -> bool:
@@ -445,21 +443,21 @@ def _check_vocabulary(tokenizer: tokenizers.Tokenizer, model: Bert, folder: Path
     size = tokenizer.get_vocab_size()
     if not size <= model.vocabulary < size + MAX_VOCABULARY_PADDING:
         raise UserError(
-            f"the tokenizer in {folder} knows {size:,} words and the weights {model.vocabulary:,}; "
-            "copy the tokenizer that came with these weights there"
+            f"{folder}: the tokenizer has {size:,} words, but the weights {model.vocabulary:,}; "
+            "copy the tokenizer of these weights there"
         )
     max_id, max_type = tokenize.max_ids(tokenizer)
-    num_types = max(2, model.types)  # a network of one type is for single texts, and its tokenizer may know pairs
+    num_types = max(2, model.types)  # a network with one type takes single texts; its tokenizer may support pairs
     if max_id >= model.vocabulary or (model.types and max_type >= num_types):
         raise UserError(
-            f"the tokenizer in {folder} makes ids up to {max_id:,} and types up to {max_type:,}, and the weights have "
-            f"{model.vocabulary:,} ids and {num_types:,} types; copy the tokenizer that came with them there"
+            f"{folder}: the tokenizer has ids up to {max_id:,} and types up to {max_type:,}, but the weights "
+            f"{model.vocabulary:,} ids and {num_types:,} types; copy the tokenizer of these weights there"
         )
 
 
 def _notes(model: Bert, stages_in_file: set[str], random_leaves: frozenset[str], file: Path) -> list[str]:
     if model.output != "text" or "pooler" in stages_in_file:
-        return []  # nothing reads it, or it is there
+        return []  # unused or present
     if "pooler" in map(top_module, random_leaves):
-        return [f"{file} has no pooler: it is drawn at random"]
-    return [f"{file} has no pooler: texts are means of tokens"] if model.pooling == "mean" else []
+        return [f"{file}: no pooler; it is randomly initialized"]
+    return [f"{file}: no pooler; mean pooling is used"] if model.pooling == "mean" else []

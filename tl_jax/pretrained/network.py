@@ -1,4 +1,4 @@
-"""A network with its weights, and what can be made of it: another head, a shorter trunk, other input channels."""
+"""A network with its weights, and its variants: another head, a shorter trunk, other input channels."""
 
 import dataclasses
 import functools
@@ -18,22 +18,22 @@ from tl_jax.models.registry import PretrainedSpec
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 
-HEAD_LEAVES = r"params/(?:aux/)?head/.*"  # leaves that know the classes
-NEW_LEAVES = rf"{HEAD_LEAVES}|params/adapter_\w+/.*"  # leaves that may be drawn beside loaded ones
+HEAD_LEAVES = r"params/(?:aux/)?head/.*"  # leaves that depend on the classes
+NEW_LEAVES = rf"{HEAD_LEAVES}|params/adapter_\w+/.*"  # leaves that may be initialized next to loaded ones
 
 
 class Pretrained(NamedTuple):
-    """A model with its weights and the facts about them.
+    """A model with its weights and their facts.
 
     Attributes:
         model: linen module; ``model.apply(variables, x, train=False)`` gives ``(logits, endpoints)``.
         variables: ``{"params": ..., "batch_stats": ...}``, float32.
         spec: facts of the weights; ``spec.options`` rebuilds the model.
-        new_head: whether the head was drawn at random instead of loaded.
-        path: the file that was read, None for random weights.
-        sha256: of that file, "" for random weights.
-        notes: what was taken, left out or changed in the weights, for the user to read.
-        no_head: why a head in the file is not the network's and was left out; "" otherwise.
+        new_head: whether the head is randomly initialized.
+        path: the weights file; None for random weights.
+        sha256: hash of that file; "" for random weights.
+        notes: lines for the user about what was used, dropped or changed.
+        no_head: why the file's head does not fit the network and was dropped; "" otherwise.
     """
 
     model: Backbone
@@ -46,13 +46,13 @@ class Pretrained(NamedTuple):
     no_head: str = ""
 
     def preprocess(self, images: np.ndarray | jax.Array) -> jax.Array:
-        """Turn uint8 pictures (N, H, W, C) into network inputs float32 (N, size, size, channels of the model).
+        """Convert uint8 images (N, H, W, C) to network inputs, float32 (N, size, size, channels of the model).
 
-        C is the model's number of channels, or 1 or 3 where the model has the other.
+        C is the model's number of channels; gray and RGB images are converted to each other.
         """
         images = images if isinstance(images, jax.Array) else np.asarray(images)
         if images.ndim != 4 or images.dtype != np.uint8:
-            raise UserError(f"preprocess takes uint8 (N, H, W, C), not {images.dtype} {tuple(images.shape)}")
+            raise UserError(f"preprocess: got {images.dtype} {tuple(images.shape)}; pass uint8 images (N, H, W, C)")
         adjusted = preprocess.convert_channels(jnp.asarray(images), self.model.channels)
         fitted = preprocess.resize_and_crop(adjusted, self.spec.image_size, self.spec.crop, self.spec.interpolation)
         return preprocess.scale(fitted, self.spec.scaling)
@@ -67,7 +67,7 @@ def initializer(model: Backbone):
 
 @functools.cache
 def new_initializer(model: Backbone):
-    """Return the jitted function key -> new leaves by path; XLA drops the rest of the initialisation."""
+    """Return the jitted function key -> new leaves by path; XLA drops the rest of the initialization."""
 
     def draw(key: jax.Array) -> dict[str, jax.Array]:
         return {p: leaf for p, leaf in tree.flatten(initializer(model)(key)).items() if re.fullmatch(NEW_LEAVES, p)}
@@ -77,28 +77,28 @@ def new_initializer(model: Backbone):
 
 @functools.cache
 def variable_shapes(model: Backbone) -> Mapping[str, Any]:
-    """Return the shapes and dtypes of a model's variables; nothing is computed."""
+    """Return the shapes and dtypes of a model's variables without computing anything."""
     return jax.eval_shape(initializer(model), jax.random.key(0))
 
 
 def check_variables(variables: Mapping[str, Any], shapes: Mapping[str, Any], where: object) -> dict[str, Any]:
-    """Return variables if they have the leaves of a network, or say in which one they differ.
+    """Return the variables if their leaves match a network. Raises UserError with the first difference otherwise.
 
     Args:
-        variables: of a network.
+        variables: variables of a network.
         shapes: see ``variable_shapes``.
-        where: they were read, for the message.
+        where: their origin, for the message.
     """
     found = {path: tuple(leaf.shape) for path, leaf in tree.flatten(variables).items()}
     expected = {path: tuple(leaf.shape) for path, leaf in tree.flatten(shapes).items()}
     if wrong := sorted(path for path in {*found, *expected} if found.get(path) != expected.get(path)):
         shape, right = found.get(wrong[0], "absent"), expected.get(wrong[0], "absent")
-        raise UserError(f"{where}: {wrong[0]} is {shape}, where its network has {right}; export the run again")
+        raise UserError(f"{where}: {wrong[0]} is {shape}, but the network has {right}; export the run again")
     return dict(variables)
 
 
 def init_new_leaves(net: Pretrained, key: jax.Array) -> dict[str, Any]:
-    """Return the variables of ``net`` with what was not loaded drawn from ``key``: new heads, bottleneck adapters."""
+    """Return the variables of ``net``, with new heads and bottleneck adapters initialized from ``key``."""
     loaded = tree.flatten(net.variables)
     if net.new_head:
         loaded = {p: leaf for p, leaf in loaded.items() if not re.fullmatch(HEAD_LEAVES, p)}
@@ -107,7 +107,7 @@ def init_new_leaves(net: Pretrained, key: jax.Array) -> dict[str, Any]:
 
 
 def rebuild(net: Pretrained, **changes: Any) -> Pretrained:
-    """Return ``net`` with other attributes of its model; leaves that the new model does not have are left out."""
+    """Return ``net`` with other model attributes; leaves that the new model lacks are dropped."""
     model = net.model.clone(**changes)
     shapes = tree.flatten(variable_shapes(model))
     leaves = {p: leaf for p, leaf in tree.flatten(net.variables).items() if p in shapes}
@@ -117,16 +117,16 @@ def rebuild(net: Pretrained, **changes: Any) -> Pretrained:
 
 
 def with_head(net: Pretrained, num_classes: int, head: str = "auto", seed: int = 0) -> Pretrained:
-    """Return ``net`` with a head of ``num_classes`` outputs on its features; 0 takes the head away.
+    """Return ``net`` with a head of ``num_classes`` outputs on its features; 0 removes the head.
 
     Args:
         net: network with or without a head.
         num_classes: K.
-        head: "auto" keeps the head where it has K outputs, "new" always draws one, "keep" insists on the old one.
-        seed: of a new head.
+        head: "auto" keeps the head if it has K outputs, "new" always initializes one, "keep" requires the old one.
+        seed: random seed of a new head.
 
     Raises:
-        UserError: the head is to be kept but has another number of outputs.
+        UserError: ``head`` is "keep", but the head has another number of outputs.
     """
     current = net.spec.num_classes
     if head == "keep" and current != num_classes:
@@ -138,23 +138,23 @@ def with_head(net: Pretrained, num_classes: int, head: str = "auto", seed: int =
 
 
 def head_error(net: Pretrained, reason: str) -> UserError:
-    """Return the error for a head that is to be kept; ``reason`` says why it cannot, if there is one."""
+    """Return the error for a head that cannot be kept; an empty ``reason`` is derived from ``net``."""
     if not net.spec.num_classes:
-        reason = f"is not the network's ({net.no_head})" if net.no_head else "is not there"
-    return UserError(f"the head in {net.path} {reason}; pass config.init.head=new")
+        reason = f"does not fit the network ({net.no_head})" if net.no_head else "is missing"
+    return UserError(f"{net.path}: the head {reason}; pass config.init.head=new")
 
 
 def with_endpoint(net: Pretrained, endpoint: str) -> Pretrained:
-    """Return ``net`` cut off after the part ``endpoint``, without a head; ``features`` is that part's average."""
+    """Return ``net`` truncated after the stage ``endpoint``, without a head; ``features`` is that stage's average."""
     changes: dict[str, Any] = {"fc": False} if hasattr(net.model, "fc") else {}
     return rebuild(net, endpoint=endpoint, num_classes=0, **changes)
 
 
 def with_channels(net: Pretrained, channels: int) -> Pretrained:
-    """Return ``net`` for pictures with another number of channels.
+    """Return ``net`` for images with another number of channels.
 
-    For one channel the kernels of red, green and blue are summed: grey gives what its three equal channels gave.
-    For more they are repeated in turn and scaled by 3 / C, which keeps the size of the activations.
+    For one channel the kernels of red, green and blue are summed, so a gray image gives the same output as its RGB
+    version. For more channels they are repeated in turn and scaled by 3 / C, which keeps the scale of activations.
     """
     if channels == net.model.channels:
         return net

@@ -1,4 +1,4 @@
-"""Names in a file that differ from the table's by a prefix (``module.``, ``model.``), or by rules that a user gives."""
+"""Name differences between a file and its conversion table: prefixes (``module.``, ``model.``) and rename rules."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from tl_jax.pretrained.convert import Matcher
 from tl_jax.utils.errors import UserError
 
 Arrays = dict[str, np.ndarray]
-Renames = Sequence[tuple[str, str]]  # (regex, replacement), as re.sub takes them
+Renames = Sequence[tuple[str, str]]  # (regex, replacement), applied by re.sub
 _PREFIX_DEPTH = 4  # dots of the longest prefix: "module._orig_mod.model.backbone."
 
 
@@ -20,8 +20,8 @@ class Stripped(NamedTuple):
 
     Attributes:
         arrays: by name, without the prefix.
-        prefix: that was taken off, "" for none.
-        other_names: names that do not have it: other networks and heads in the same file.
+        prefix: the removed prefix; "" for none.
+        other_names: names without the prefix: other networks and heads in the same file.
     """
 
     arrays: Arrays
@@ -30,15 +30,15 @@ class Stripped(NamedTuple):
 
 
 def rename_arrays(arrays: Mapping[str, np.ndarray], renames: Renames, where: str) -> Arrays:
-    """Return the arrays under new names; one whose new name is empty is left out.
+    """Rename arrays; one whose new name is empty is dropped.
 
     Args:
         arrays: by name.
-        renames: pairs (regex, replacement), applied to each name one after another by ``re.sub``.
+        renames: pairs (regex, replacement), applied to each name in order by ``re.sub``.
         where: file, for messages.
 
     Raises:
-        UserError: a rule that is no such pair or changes nothing, or one new name for two arrays.
+        UserError: A rule is invalid or changes nothing, or two arrays get the same name.
     """
     names = {name: name for name in arrays}
     for rule in renames:
@@ -47,14 +47,14 @@ def rename_arrays(arrays: Mapping[str, np.ndarray], renames: Renames, where: str
         if not changed:
             examples = ", ".join(list(names.values())[:3])
             raise UserError(
-                f"{where}: the rename rule {pattern.pattern!r} matches no name; names there: {examples}, ..."
+                f"{where}: the rename rule {pattern.pattern!r} matches no name; use names such as {examples}"
             )
         names |= changed
     sources: dict[str, str] = {}
     for old, new in names.items():
         if new and new in sources:
             raise UserError(
-                f"{where}: the rename rules make {new!r} of both {sources[new]!r} and {old!r}; be more exact"
+                f"{where}: the rename rules map both {sources[new]!r} and {old!r} to {new!r}; make them more specific"
             )
         sources[new] = old
     sources.pop("", None)
@@ -62,35 +62,35 @@ def rename_arrays(arrays: Mapping[str, np.ndarray], renames: Renames, where: str
 
 
 def check_renames(renames: Renames) -> None:
-    """Raise ``UserError`` unless every rule is a pair of a regex and a replacement."""
+    """Raise ``UserError`` unless every rule is a pair (regex, replacement)."""
     for rule in renames:
         _compile_rule(rule)
 
 
 def _compile_rule(rule: tuple[str, str]) -> tuple[re.Pattern[str], str]:
     if not isinstance(rule, tuple | list) or len(rule) != 2 or not all(isinstance(part, str) for part in rule):
-        raise UserError(f"init.rename: {rule!r} is no pair (regex, replacement); write ((regex, replacement), ...)")
+        raise UserError(f"init.rename: {rule!r} is not a pair (regex, replacement); write ((regex, replacement), ...)")
     pattern, replacement = rule
     try:
         compiled = re.compile(pattern)
-        re.sub(f"(?:{pattern})?", replacement, "")  # fails on groups that are not there
+        re.sub(f"(?:{pattern})?", replacement, "")  # raises for unknown groups
     except (re.error, IndexError) as e:
         raise UserError(
-            f"init.rename: {pattern!r} -> {replacement!r} is no valid regex rule ({e}); correct it"
+            f"init.rename: {pattern!r} -> {replacement!r} is not a valid regex rule ({e}); correct it"
         ) from None
     return compiled, replacement
 
 
 def strip_prefix(arrays: Mapping[str, np.ndarray], table: Table, where: str) -> Stripped:
-    """Take off the prefix under which most names are known to the table; none is taken off if that helps nothing.
+    """Remove the prefix under which the table knows most names; none is removed if that does not help.
 
     Args:
-        arrays: of the file.
-        table: of its source.
+        arrays: arrays of the file.
+        table: conversion table of its source.
         where: file, for messages.
 
     Raises:
-        UserError: two prefixes do equally well: the file holds the network twice.
+        UserError: Two prefixes fit equally well, so the file holds the network twice.
     """
     matcher = Matcher(table)
     best = matcher.count_known(arrays)
@@ -109,15 +109,13 @@ def strip_prefix(arrays: Mapping[str, np.ndarray], table: Table, where: str) -> 
     if len(tied) > 1:
         first, second = tied[:2]
         rule = f'(("^{re.escape(second)}.*", ""),)'
-        raise UserError(
-            f"{where}: holds the network as {first!r} and as {second!r}; leave one out with init.rename={rule}"
-        )
+        raise UserError(f"{where}: holds the network as {first!r} and as {second!r}; drop one with init.rename={rule}")
     other_names = [name for name in arrays if not name.startswith(best_prefix)]
     return Stripped(groups[best_prefix] if best_prefix else dict(arrays), best_prefix, other_names)
 
 
 def _group_by_prefix(arrays: Mapping[str, np.ndarray]) -> dict[str, Arrays]:
-    """Return the arrays below each dotted prefix, without it; in one pass, as each name may have its own."""
+    """Return the arrays below each dotted prefix, without the prefix; in one pass, since there may be many."""
     groups: dict[str, Arrays] = {}
     for name, array in arrays.items():
         components = name.split(".", _PREFIX_DEPTH + 1)

@@ -1,6 +1,6 @@
-"""PyTorch's ``.pth`` files, of both formats, read without PyTorch and without running code that they contain.
+"""Reader of PyTorch's ``.pth`` files, of both formats, without PyTorch and without running code in them.
 
-The state dict may be the whole file, or one entry of a training checkpoint.
+The state dict may be the whole file, or an entry of a training checkpoint.
 """
 
 import functools
@@ -22,7 +22,7 @@ from tl_jax.pretrained.convert import format_names
 from tl_jax.pretrained.unpickle import Budget, PickleMachine, Skipped, Storage, Tensor, refusal_error
 from tl_jax.utils.errors import UserError
 
-# Entries in the order in which they are preferred: averaged weights first, as timm does (``use_ema=True``).
+# In order of preference: averaged weights first, as in timm (``use_ema=True``).
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 STATE_DICT_KEYS = (
     "state_dict",
@@ -35,24 +35,24 @@ STATE_DICT_KEYS = (
     "params",
     "backbone",
 )
-# No network of any name.
+# Entries that are never a network.
 TRAINING_KEYS = re.compile(r".*(optim|sched|scaler|callbacks|loops|queue).*|amp", re.IGNORECASE)
-_MAX_DEPTH = 3  # of entries within entries: {"ema": {"module": {...}}}
-_TENSOR_CLASSES = re.compile(r"torch\..*(rebuild|Tensor|Parameter).*")  # classes of tensors, which must not go missing
+_MAX_DEPTH = 3  # of nested entries: {"ema": {"module": {...}}}
+_TENSOR_CLASSES = re.compile(r"torch\..*(rebuild|Tensor|Parameter).*")  # tensor classes, which must not be skipped
 _KIND_NOTES = {"_rebuild_qtensor": " (a quantized tensor)", "_rebuild_sparse_tensor": " (a sparse tensor)"}
 
 
 def find_state_dict(path: Path, tree: Any, budget: Budget) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the tensors of the network by name, and lines that say what was taken and what was skipped.
+    """Return the tensors of the network by name, and notes about what was used and skipped.
 
     Args:
-        path: of the file, for messages.
-        tree: what the pickle holds.
-        budget: of the items that are looked at: a dictionary of dictionaries may hold the same one many times.
+        path: the file, for messages.
+        tree: content of the pickle.
+        budget: limit of inspected items, since nested dictionaries may repeat one object many times.
 
     Raises:
-        UserError: no state dict, several of which none has a usual name, a tensor of a kind that is not read, or more
-            to look at than the budget allows.
+        UserError: There is no state dict, or several without a usual name, an unsupported kind of tensor, or more items
+            than the budget allows.
     """
     entries = {"/".join(keys): entry for keys, entry in _entries(tree, budget)}
     if not entries:
@@ -66,19 +66,19 @@ def find_state_dict(path: Path, tree: Any, budget: Budget) -> tuple[dict[str, Te
             raise refusal_error(path, f"{str(key)[:80]!r}, a {_describe(value)}")
     notes = []
     alternatives = _alternatives(name, entries, tree)
-    left_out = f"; left out: {alternatives}" if alternatives else ""
+    left_out = f"; dropped: {alternatives}" if alternatives else ""
     if name:
         ema = ", the averaged weights" if name.split("/")[0] in EMA_KEYS else ""
-        notes.append(f"{path.name}: took {name!r}{ema}{left_out}")
+        notes.append(f"{path.name}: used {name!r}{ema}{left_out}")
     elif left_out:
-        notes.append(f"{path.name}: took the tensors at the top{left_out}")
+        notes.append(f"{path.name}: used the tensors at the top level{left_out}")
     if skipped := [str(key) for key in entry if key not in tensors and not isinstance(entry[key], Mapping)]:
-        notes.append(f"{path.name}: skipped {_quote_names(skipped)}, which are no tensors")
+        notes.append(f"{path.name}: skipped {_quote_names(skipped)}, which are not tensors")
     return tensors, tuple(notes)
 
 
 def _alternatives(name: str, entries: Mapping[str, dict[Any, Any]], tree: Any) -> str:
-    """Return the names of what might have been taken instead: other state dicts, tensors at the top, averages."""
+    """Return the names of alternatives: other state dicts, tensors at the top level, averages."""
     others = [entry_name for entry_name in entries if entry_name not in ("", name)]
     if name and "" in entries:
         others += [str(key) for key, value in entries[""].items() if _tensor_like(value)]
@@ -96,7 +96,7 @@ def _top_keys(names: Iterable[str]) -> set[str]:
 
 
 def _entries(tree: Any, budget: Budget, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
-    """Yield the mappings that hold tensors by name, each with the keys that lead to it."""
+    """Yield the mappings that hold tensors by name, each with its keys."""
     if not isinstance(tree, dict) or (keys and TRAINING_KEYS.fullmatch(keys[-1])):
         return
     budget.spend(len(tree) + sum(map(len, keys)))
@@ -113,9 +113,9 @@ def _tensor_like(value: Any) -> bool:
 
 
 def _preferred_entry(path: Path, sizes: Mapping[str, int]) -> str:
-    """Return the name of the entry to take: averaged weights, one of the usual names, or the only one there is.
+    """Return the name of the entry to use: averaged weights, a usual name, or the only entry.
 
-    Averages of parameters alone, without the statistics of BatchNorm, are fewer than the network's tensors.
+    Averages of parameters alone, without BatchNorm statistics, are skipped: they have fewer tensors than the network.
     """
     candidates = [top for top in (*EMA_KEYS, *STATE_DICT_KEYS) if top in _top_keys(sizes)]
     max_plain = max((sizes[name] for name in sizes if name.split("/")[0] in STATE_DICT_KEYS), default=0)
@@ -130,20 +130,20 @@ def _preferred_entry(path: Path, sizes: Mapping[str, int]) -> str:
         nested = {name.partition("/")[2]: max_size for name in largest}
         return f"{top}/{_preferred_entry(path, nested)}" if "" not in nested else top
     largest_entry = max(sizes, key=lambda name: sizes[name])
-    if 10 * (sum(sizes.values()) - sizes[largest_entry]) <= sizes[largest_entry]:  # beside it a queue or a counter
+    if 10 * (sum(sizes.values()) - sizes[largest_entry]) <= sizes[largest_entry]:  # the others are queues or counters
         return largest_entry
     raise _ambiguous_error(path, list(sizes))
 
 
 def _ambiguous_error(path: Path, names: list[str]) -> UserError:
     return UserError(
-        f"{path}: holds several state dicts ({_quote_names(names)}); save the one to start from alone, as "
+        f"{path}: holds several state dicts ({_quote_names(names)}); save one of them alone: "
         f'torch.save(torch.load(FILE)["{names[0].split("/")[0]}"], NEW_FILE)'
     )
 
 
 def _no_state_dict(path: Path, tree: Any, budget: Budget) -> UserError:
-    """Return the error for a file without any tensor by name; it names what stands where one was expected."""
+    """Return the error for a file without named tensors; it names an unsupported class, if there is one."""
     skipped = next(_find_skipped(tree, budget), None)
     if skipped:
         return refusal_error(path, _describe(skipped))
@@ -167,29 +167,29 @@ def _quote_names(names: list[str]) -> str:
     return format_names([repr(name[:80]) for name in names])
 
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # opens every file of the format before torch 1.6
-_MAX_RANK = 64  # dimensions of NumPy's arrays
-# What a mangled byte can provoke in a parser. A MemoryError is no such thing and stays what it is.
+_MAGIC = 0x1950A86A20F9469CFC6C  # starts every file of the format before torch 1.6
+_MAX_RANK = 64  # limit of NumPy
+# Errors that a damaged byte can cause in a parser. MemoryError is not one of them.
 PARSE_ERRORS = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 PARSE_ERRORS += (struct.error, zipfile.BadZipFile, zlib.error)
 
 
 def check_file(path: str | os.PathLike[str]) -> Path:
-    """Return ``path`` as a ``Path``; raise ``UserError`` unless it is a file that can be read."""
+    """Return ``path`` as a ``Path``. Raises UserError unless it is a readable file."""
     path = Path(path)
     if not path.is_file() or not os.access(path, os.R_OK):
-        raise UserError(f"{path}: no such file, or not readable; check the path and its permissions")
+        raise UserError(f"{path}: file not found, or not readable; check the path and its permissions")
     return path
 
 
 def damaged_error(path: Path, reason: object) -> UserError:
-    """Return the error for a file whose bytes make no sense; ``reason`` is squeezed into its one line."""
+    """Return the error for a damaged file; ``reason`` is shortened to one line."""
     text = " ".join(str(reason).split())[:200] or type(reason).__name__
-    return UserError(f"{path}: damaged or cut short ({text}); download it or export it again")
+    return UserError(f"{path}: damaged or truncated ({text}); download it or export it again")
 
 
 class Contents(NamedTuple):
-    """What a file holds: its arrays by name, and what was taken and left out of it, a line each."""
+    """Content of a file: its arrays by name, and notes about what was used and dropped."""
 
     arrays: dict[str, np.ndarray]
     notes: tuple[str, ...] = ()
@@ -203,10 +203,10 @@ def read_pth(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def read_checkpoint(path: str | os.PathLike[str]) -> Contents:
     """Return the tensors of a state dict saved by ``torch.save``, in its order; tied tensors share memory.
 
-    Of the checkpoint of a training run the state dict in it is taken, as ``find_state_dict`` says. The arrays are
-    read-only.
+    In a training checkpoint, the state dict is chosen by ``find_state_dict``. The arrays are read-only.
 
-    Raises ``UserError`` when the file is damaged, big-endian, or holds no tensors in plain containers.
+    Raises:
+        UserError: The file is damaged, big-endian, or holds no tensors in plain containers.
     """
     path = check_file(path)
     try:
@@ -226,9 +226,9 @@ def _read_zip(path: Path) -> Contents:
         if not names:
             raise UserError(f"{path}: a zip, but not of torch.save (no data.pkl); save the model's state_dict() alone")
         root = names[0].removesuffix("data.pkl")
-        # PyTorch stores and never compresses, so no member may claim more bytes than the file has.
+        # PyTorch never compresses, so the members cannot exceed the file size.
         if sum(max(info.file_size, info.compress_size) for info in archive.infolist()) > path.stat().st_size:
-            raise ValueError("its members claim more bytes than it has")
+            raise ValueError("its members exceed its size")
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
             raise _big_endian(path)
         machine = PickleMachine(path)
@@ -237,8 +237,8 @@ def _read_zip(path: Path) -> Contents:
 
 
 def _read_stream(path: Path, fileno: int) -> Contents:
-    """Read the format before torch 1.6: five pickles, then for each storage its element count and its elements."""
-    with mmap.mmap(fileno, 0, access=mmap.ACCESS_READ) as stream:  # its read(n), unlike a file's, never allocates more
+    """Read the format before torch 1.6: five pickles, then the element count and elements of each storage."""
+    with mmap.mmap(fileno, 0, access=mmap.ACCESS_READ) as stream:  # unlike a file's, read(n) never allocates more
         if stream[257:262] == b"ustar":
             raise UserError(f"{path}: a tar of torch 0.1; load it and save it again with a current PyTorch")
         machine = PickleMachine(path)
@@ -246,8 +246,8 @@ def _read_stream(path: Path, fileno: int) -> Contents:
         if isinstance(magic, Skipped):  # pickle.dump of an object
             raise refusal_error(path, magic.name)
         if magic != _MAGIC:
-            raise ValueError("it is not a file of torch.save")
-        machine.run(stream)  # the version of the format: there was only ever one
+            raise ValueError("not a file of torch.save")
+        machine.run(stream)  # the format version; only one exists
         if not machine.run(stream)["little_endian"]:
             raise _big_endian(path)
         tree = machine.run(stream)
@@ -256,7 +256,7 @@ def _read_stream(path: Path, fileno: int) -> Contents:
         start = stream.tell()
         for key in keys:
             if not isinstance(key, str):  # hashing a deep tuple would overflow the C stack
-                raise ValueError("a storage whose key is no text")
+                raise ValueError("a storage key is not text")
             (numel,) = struct.unpack_from("<q", stream, start)
             end = start + 8 + numel * machine.storages[key].dtype.itemsize
             if not start < end <= len(stream) or numel != machine.storages[key].numel:
@@ -271,16 +271,16 @@ def _big_endian(path: Path) -> UserError:
 
 
 def _arrays(path: Path, tree: Any, budget: Budget, load: Callable[[str], bytes]) -> Contents:
-    """Return the state dict within ``tree`` as arrays; ``load`` gives the bytes of a storage and is asked once each."""
+    """Return the state dict within ``tree`` as arrays; ``load`` returns the bytes of a storage, once each."""
     tensors, notes = find_state_dict(path, tree, budget)
     load = functools.cache(load)
-    # A boolean is 0 or 1. The bytes are turned once, since thousands of tensors may share them.
+    # A boolean is 0 or 1. Converted once, since thousands of tensors may share the bytes.
     load_bool = functools.cache(lambda key: (np.frombuffer(load(key), np.uint8) != 0).tobytes())
     return Contents({key: _array(tensor, load, load_bool) for key, tensor in tensors.items()}, notes)
 
 
 def _array(tensor: Tensor, load: Callable[[str], bytes], load_bool: Callable[[str], bytes]) -> np.ndarray:
-    """Return the view of its storage that ``tensor`` describes, or raise ``ValueError`` where it does not fit."""
+    """Return the view of its storage that ``tensor`` describes. Raises ``ValueError`` if it does not fit."""
     storage, dtype, size, stride = tensor.storage, tensor.dtype, tensor.size, tensor.stride
     if not (isinstance(storage, Storage) and isinstance(dtype, np.dtype) and type(size) is type(stride) is tuple):
         raise ValueError("a tensor without storage, type or size")
@@ -293,7 +293,7 @@ def _array(tensor: Tensor, load: Callable[[str], bytes], load_bool: Callable[[st
         return np.zeros(size, dtype)
     num_elements = tensor.offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     storage_bytes = storage.numel * storage.dtype.itemsize
-    # An expanded tensor (stride 0) may be as large as it likes, and whoever copies it would allocate all of that.
+    # An expanded tensor (stride 0) may have any size, and copying it would allocate that.
     if max(num_elements, math.prod(size)) * dtype.itemsize > storage_bytes:
         raise ValueError("a tensor larger than its storage; if it was expanded, save tensor.contiguous()")
     content, start = (load_bool if dtype.kind == "b" else load)(storage.key), storage.start * storage.dtype.itemsize

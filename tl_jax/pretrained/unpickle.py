@@ -1,8 +1,8 @@
-"""A pickle machine for PyTorch's files that imports nothing and calls nothing of the pickle's choosing.
+"""A pickle machine for PyTorch's files that imports nothing and calls only its own functions.
 
-A pickle is a program, and Python's own unpickler calls whatever that program names. The machine here builds plain
-containers and describes tensors without allocating them. Objects of any other class (``argparse.Namespace``, NumPy
-scalars, paths, dates) become ``Skipped``, which holds the name of the class and nothing else: they are never built.
+A pickle is a program, and Python's unpickler calls whatever it names. This machine builds plain containers and
+describes tensors without allocating them. Objects of any other class (``argparse.Namespace``, NumPy scalars, paths,
+dates) become ``Skipped``, which holds only the class name; they are never built.
 """
 
 import functools
@@ -28,15 +28,15 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": 
 _CONSTANTS |= {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False}
 _LITERALS = set("INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING".split())
 _LITERALS |= set("UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8".split())
-# Items that may be copied: so many for each opcode, of which a real file needs two or three, and some to begin with.
+# Items that may be copied per opcode (real files need two or three), and initially.
 _ITEMS_PER_OPCODE, _INITIAL_ITEMS = 16, 1_000_000
-_MAX_KEY = 2**60  # an integer that is as large may have the hash of any other
-_MAX_MEMO = 2**32  # so many objects pickle can number
-_MAX_NAME = 500  # characters of a module and a class
+_MAX_KEY = 2**60  # a larger integer may share its hash with others
+_MAX_MEMO = 2**32  # limit of pickle's memo
+_MAX_NAME = 500  # characters of a module and class name
 
 
 class Storage(NamedTuple):
-    """``numel`` elements of the storage ``key``, from its element ``start`` on."""
+    """``numel`` elements of the storage ``key``, from element ``start`` on."""
 
     key: str
     dtype: np.dtype
@@ -46,7 +46,7 @@ class Storage(NamedTuple):
 
 @dataclass
 class Tensor:
-    """A view of a storage, offset and stride in elements of ``dtype``. Unchecked: the file may lie in every field."""
+    """A view of a storage, with offset and stride in elements of ``dtype``. No field is checked yet."""
 
     storage: Any = None
     offset: Any = 0
@@ -56,51 +56,51 @@ class Tensor:
 
 
 class Skipped(NamedTuple):
-    """What stands for an object, or a class, that is not built; ``name`` is that of its class."""
+    """Placeholder for an object or class that is not built; ``name`` is the class name."""
 
     name: str
 
 
 def refusal_error(path: Path, what: str) -> UserError:
-    """Return the error for ``what`` in a pickle, which is not admitted."""
+    """Return the error for content ``what`` of a pickle that is not allowed."""
     what = " ".join(what.split())[:200]
     return UserError(
-        f"{path}: refused to load {what}, only tensors in plain containers are admitted; "
+        f"{path}: refused to load {what}, only tensors in plain containers are allowed; "
         "save the model's state_dict() alone, as .pth or .safetensors"
     )
 
 
 class Budget:
-    """How many items may still be copied or looked at: an object that is named once may be asked for without end.
+    """Limit of the items that may be copied or inspected, since an object stored once may be used any number of times.
 
-    Without it a pickle of 0.2 MB, of one list and many calls with that list, makes gigabytes.
+    Without it, a 0.2 MB pickle with one list and many calls on it expands to gigabytes.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self._left = path, _INITIAL_ITEMS
 
     def earn(self) -> None:
-        """Allow some more items, for an opcode that was read."""
+        """Allow more items, for an opcode that was read."""
         self._left += _ITEMS_PER_OPCODE
 
     def spend(self, items: int) -> None:
-        """Raise ``UserError`` when more items are asked for than what was read allows."""
+        """Raise ``UserError`` if more items are requested than the opcodes allow."""
         self._left -= items
         if self._left < 0:
             raise UserError(
-                f"{self._path}: refused to load it, it asks for far more work than its size allows; "
-                "get the file from its publisher again, or save the model's state_dict() alone"
+                f"{self._path}: refused to load it, it needs far more work than its size allows; "
+                "download the file again, or save the model's state_dict() alone"
             )
 
 
 class _Call(NamedTuple):
-    """A function of ours that a pickle may call, under PyTorch's name for its own."""
+    """One of our functions that a pickle may call, under the name of PyTorch's own."""
 
     run: Callable[..., Any]
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *flags: Any, dtype: Any = None) -> Tensor:
-    # rest: requires_grad, hooks, and flags of values that PyTorch negates or conjugates only when they are used.
+    # flags: requires_grad, hooks, and lazy negation or conjugation.
     if len(flags) > 2 and flags[2]:
         raise ValueError("a tensor with lazy negation or conjugation")
     return Tensor(storage, offset, size, stride, storage.dtype if dtype is None else dtype)
@@ -123,10 +123,10 @@ def _set_items(target: Any, items: list[Any], budget: Budget) -> Any:
     if isinstance(target, Skipped):
         return target
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Other keys name no tensor. Hashing a deep tuple would overflow the C stack, and numbers can be chosen to have
-        # the same hash, so that each is compared with all before it.
+        # Other keys name no tensor. Hashing a deep tuple would overflow the C stack, and colliding numbers would make
+        # insertion quadratic.
         if isinstance(key, str):
-            budget.spend(1 + len(key) // 64)  # for keys that are equal are compared letter by letter
+            budget.spend(1 + len(key) // 64)  # equal keys are compared character by character
             target[key] = value
         elif key is None or (isinstance(key, int) and abs(key) < _MAX_KEY):
             target[key] = value
@@ -140,7 +140,7 @@ def _check_sequence(items: Any) -> Any:
 
 
 def _ordered_dict(budget: Budget, pairs: Any = ()) -> Any:
-    # Python 2 pickled an OrderedDict as a list of pairs, Python 3 fills an empty one.
+    # Python 2 pickles an OrderedDict as a list of pairs, Python 3 fills an empty one.
     return _set_items(
         OrderedDict(),
         [item for key, value in map(_check_sequence, _check_sequence(pairs)) for item in (key, value)],
@@ -160,12 +160,12 @@ _CALLS: dict[str, Callable[..., Any]] = {
 }
 
 
-# Objects that protocols 4 and 5 make without a class of their own: opcode -> how many items it takes off the stack.
+# Objects of protocols 4 and 5 that need no class: opcode -> number of items it pops.
 _SKIPPED = {"EMPTY_SET": 0, "BYTEARRAY8": 0, "NEWOBJ_EX": 3}
 
 
 class PickleMachine:
-    """Runs the pickles of the file ``path`` (for messages only) and remembers the storages that they mention."""
+    """Runs the pickles of the file ``path`` (for messages only) and records the storages that they use."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -174,11 +174,11 @@ class PickleMachine:
         self._calls = {**_CALLS, "collections.OrderedDict": functools.partial(_ordered_dict, self.budget)}
 
     def run(self, stream: Any) -> Any:
-        """Return the object of the pickle at the position of ``stream``, which is left behind that pickle.
+        """Return the object of the pickle at the position of ``stream``, and advance past it.
 
-        An object of a class that is not admitted comes back as ``Skipped``. Raises ``UserError`` naming an opcode or a
-        call that is not admitted, or work beyond the budget. A malformed pickle raises ``ValueError``, ``TypeError``,
-        ``LookupError`` or ``AttributeError``. Time and memory are proportional to the stream, whatever it says.
+        An object of a class that is not allowed is returned as ``Skipped``. Raises ``UserError`` for an opcode or call
+        that is not allowed, or for work beyond the budget. A malformed pickle raises ``ValueError``, ``TypeError``,
+        ``LookupError`` or ``AttributeError``. Time and memory are proportional to the stream.
         """
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
@@ -210,7 +210,7 @@ class PickleMachine:
                 items = self._pop(1) if name == "APPEND" else self._since_mark()
                 if isinstance(self.stack[-1], list):
                     self.stack[-1].extend(items)
-                elif not isinstance(self.stack[-1], Skipped):  # a deque, or a list of a class of its own
+                elif not isinstance(self.stack[-1], Skipped):  # a deque, or a subclass of list
                     raise ValueError(f"items appended to {type(self.stack[-1]).__name__}")
             case "SETITEM" | "SETITEMS":
                 items = self._pop(2) if name == "SETITEM" else self._since_mark()
@@ -258,11 +258,11 @@ class PickleMachine:
         return refusal_error(self.path, what)
 
     def _resolve_global(self, module: Any, name: Any) -> Any:
-        """Return what stands for a global of the pickle; nothing is ever imported."""
+        """Return the placeholder or function for a global of the pickle; nothing is imported."""
         if not (isinstance(module, str) and isinstance(name, str)):
-            raise ValueError("a global whose name is no string")
+            raise ValueError("a global name is not a string")
         if len(module) + len(name) > _MAX_NAME:
-            raise ValueError("a global whose name is too long")
+            raise ValueError("a global name is too long")
         self.budget.spend(len(module) + len(name))
         if (full := f"{module}.{name}") in self._calls:
             return _Call(self._calls[full])
@@ -272,7 +272,7 @@ class PickleMachine:
             if (kind := name.removesuffix("Storage")) != name and kind in _KINDS:
                 return Storage("", _DTYPES[_KINDS[kind]], 0)
             if (kind := name.removesuffix("Tensor")) != name and kind in _KINDS:
-                return _Call(lambda: Tensor())  # pickled by torch 0.1 as an empty tensor that BUILD then describes
+                return _Call(lambda: Tensor())  # torch 0.1 pickles an empty tensor, which BUILD then describes
         return Skipped(full)
 
     def _call(self, function: Any, arguments: Any) -> Any:
@@ -285,7 +285,7 @@ class PickleMachine:
         return function.run(*arguments)
 
     def _build(self, state: Any) -> None:
-        """Accept the state of the object on top: torch 0.1 describes tensors so; other states say nothing of values."""
+        """Apply a state to the object on top: torch 0.1 describes tensors this way; other states are ignored."""
         target = self.stack[-1]
         if isinstance(target, Tensor) and target.storage is None:
             self.budget.spend(len(_check_sequence(state)))
@@ -296,7 +296,7 @@ class PickleMachine:
     def _storage(self, identity: Any) -> Any:
         """Return the storage of a persistent id: ("storage", type, key, device, numel[, (view key, start, numel)]).
 
-        Before torch 1.6 the class of a module was one too, ("module", class, file, source); it is not built.
+        Before torch 1.6 module classes also had one, ("module", class, file, source); these are skipped.
         """
         if isinstance(identity, tuple) and identity[:1] == ("module",) and isinstance(identity[1], Skipped):
             return identity[1]
