@@ -64,8 +64,8 @@ def test_any_array_will_do():
         (draw(4, 2), draw(4, 2)[0], r"x2 must be features \(N, D\) of real numbers, not \(2,\) of float64"),
         (draw(4, 0), draw(4, 0), r"x1 must be features \(N, D\) of real numbers, not \(4, 0\)"),
         (np.array([["a"]]), draw(4, 1), "x1 must be features"),
-        (draw(4, 2), draw(1, 2), "x2 has 1 example, but this needs 2 or more; pass more"),
-        (draw(4, 2), np.full((4, 2), np.inf), "the features x2 hold values that are not finite"),
+        (draw(4, 2), draw(1, 2), "x2: 1 example, but this needs at least 2; pass more"),
+        (draw(4, 2), np.full((4, 2), np.inf), "features x2: values are not finite"),
     ],
 )
 def test_what_is_no_pair_of_sets_is_refused(x1, x2, message):

@@ -92,12 +92,12 @@ def test_no_queries_have_no_classes():
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"queries": np.zeros((2, 3))}, r"queries are \(M, 8\) as the features are, not \(2, 3\)"),
+        ({"queries": np.zeros((2, 3))}, r"queries: shape \(2, 3\) does not match \(M, 8\)"),
         ({"queries": np.zeros(8)}, r"not \(8,\)"),
-        ({"queries": np.full((2, 8), np.inf)}, "the queries hold values that are not finite"),
-        ({"features": np.full((200, 8), np.nan)}, "the features hold values that are not finite"),
+        ({"queries": np.full((2, 8), np.inf)}, "queries: values are not finite"),
+        ({"features": np.full((200, 8), np.nan)}, "features: values are not finite"),
         ({"labels": np.zeros(3, int)}, r"not \(200, 8\) and \(3,\)"),
-        ({"metric": "cosin"}, "no metric 'cosin'; did you mean 'cosine'"),
+        ({"metric": "cosin"}, "unknown metric 'cosin'; did you mean 'cosine'"),
         ({"k": 0}, "k=0 must be from 1 to 200, the number of examples"),
         ({"k": 201}, "k=201 must be from 1 to 200"),
     ],
@@ -117,5 +117,5 @@ def test_the_size_of_the_features_changes_no_neighbour(metric, size):
 
 def test_queries_that_are_no_real_numbers_are_refused():
     x, y, q = problem(3)
-    with pytest.raises(UserError, match="the queries must be real numbers, not complex64"):
+    with pytest.raises(UserError, match="queries: must be real numbers, not complex64"):
         knn(x, y, q + np.complex64(1j))

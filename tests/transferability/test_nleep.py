@@ -50,6 +50,6 @@ def test_few_examples_and_components_stand_for_many():
 )
 def test_numbers_out_of_range_are_refused(changes):
     with pytest.raises(
-        UserError, match=r"nleep takes share in \(0, 1\] and components, dims, max_examples above 0, not"
+        UserError, match=r"nleep: share must be in \(0, 1\], and components, dims and max_examples above 0"
     ):
         nleep(*CASES["separable"], KEY, **changes)

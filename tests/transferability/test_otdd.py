@@ -123,12 +123,12 @@ def test_what_is_too_large_says_what_to_do(monkeypatch):
     x, y = draw(7, 2), np.zeros(7, int)
     monkeypatch.setattr(importlib.import_module("tl_jax.transferability.otdd"), "MAX_ASSIGNMENT", 10)
     monkeypatch.setattr(importlib.import_module("tl_jax.transferability.otdd"), "MAX_VARIABLES", 20)
-    with pytest.raises(UserError, match="between 7 and 5 examples is too large; pass equally many on both sides"):
+    with pytest.raises(UserError, match="7 and 5 examples are too many; pass equal numbers on both sides"):
         otdd(x, y, x[:5], y[:5])
     monkeypatch.setattr(importlib.import_module("tl_jax.transferability.otdd"), "MAX_PAIRS", 36)
-    with pytest.raises(UserError, match=r"7 and 7 examples are 4.9e\+01 pairs; pass a sample of 6 a side"):
+    with pytest.raises(UserError, match=r"7 and 7 examples: 4.9e\+01 pairs are too many; pass at most 6 each"):
         otdd(x, y, x, y)
-    with pytest.raises(UserError, match="7 and 2 examples are"):
+    with pytest.raises(UserError, match="7 and 2 examples"):
         otdd(x, y, x[:2], y[:2], method="sinkhorn")
 
 
@@ -138,16 +138,16 @@ X, Y = draw(4, 2), np.array([0, 1, 0, 1])
 @pytest.mark.parametrize(
     "sets,how,message",
     [
-        ((X, Y, X, Y), {"method": "sinkhron"}, "no method 'sinkhron'; did you mean 'sinkhorn'"),
-        ((X, Y, X, Y), {"epsilon": 0.0}, "epsilon=0.0 must be above 0"),
-        ((X, Y, X, Y), {"method": "sinkhorn", "steps": 1, "tolerance": 1e-9}, "did not settle in 1 steps"),
+        ((X, Y, X, Y), {"method": "sinkhron"}, "unknown method 'sinkhron'; did you mean 'sinkhorn'"),
+        ((X, Y, X, Y), {"epsilon": 0.0}, "epsilon=0.0: out of range"),
+        ((X, Y, X, Y), {"method": "sinkhorn", "steps": 1, "tolerance": 1e-9}, "not converged in 1 steps"),
         ((X, Y, X[:, :1], Y), {}, "x1 has 2 features and x2 has 1; take both from the same layer"),
         ((X[0], Y, X, Y), {}, r"x1 must be features \(N, D\) of real numbers, not \(2,\)"),
-        ((X, Y, X * np.nan, Y), {}, "the features x2 hold values that are not finite"),
-        ((X, Y[:3], X, Y), {}, r"y1 must be the labels \(4,\) of 4 examples, not \(3,\)"),
+        ((X, Y, X * np.nan, Y), {}, "features x2: values are not finite"),
+        ((X, Y[:3], X, Y), {}, r"y1: labels of 4 examples must be \(4,\), not \(3,\)"),
         ((X, Y, X, Y - 1), {}, "the labels y2 hold -1; classes count from 0 on"),
-        ((X, Y, X, Y + 0.5), {}, "the labels y2 hold 0.5, and classes are whole numbers"),
-        ((X, Y, X, np.array(list("abab"))), {}, "the labels y2 are whole numbers, not <U1"),
+        ((X, Y, X, Y + 0.5), {}, "labels y2: must be whole numbers, not 0.5"),
+        ((X, Y, X, np.array(list("abab"))), {}, "labels y2: must be whole numbers, not <U1"),
     ],
 )
 def test_what_is_no_pair_of_sets_is_refused(sets, how, message):

@@ -59,10 +59,10 @@ def test_few_examples_stand_for_many():
 @pytest.mark.parametrize(
     "x,y,most,message",
     [
-        (np.eye(4)[:, :1], [0, 0, 1, 1], 9, r"rows of two numbers or more, not \(4, 1\); pass all probabilities"),
-        (np.eye(4), [0, 1, 2, 3], 9, "no class has two of the 4 examples that parc compares; pass more"),
-        (np.ones((4, 3)), [0, 0, 1, 1], 9, "all pairs of the 4 source_probs are equally unlike; pass another layer's"),
-        (np.eye(4), [0, 0, 1, 1], 2, "max_examples=2 must be 3 or more"),
+        (np.eye(4)[:, :1], [0, 0, 1, 1], 9, r"rows of \(4, 1\) need at least two values; pass all probabilities"),
+        (np.eye(4), [0, 1, 2, 3], 9, "no class has two of the 4 compared examples; pass more"),
+        (np.ones((4, 3)), [0, 0, 1, 1], 9, "source_probs: all pairs of 4 are equally dissimilar; pass another layer's"),
+        (np.eye(4), [0, 0, 1, 1], 2, "max_examples=2: must be at least 3"),
     ],
 )
 def test_what_has_no_ranks_is_refused(x, y, most, message):

@@ -93,14 +93,14 @@ def test_a_class_without_examples_is_never_predicted():
 def test_ridge_says_when_nothing_decides():
     x, y = np.array([[-1.0, -1.0], [1.0, 1.0], [-1.0, -1.0], [1.0, 1.0]]), np.array([0, 1, 0, 1])
     np.testing.assert_allclose(ridge_probe(x, y, c=1e6).kernel, [[-0.5, 0.5], [-0.5, 0.5]], rtol=1e-5)
-    with pytest.raises(UserError, match=r"c=1e\+30 is too large for linearly dependent features; make it smaller"):
+    with pytest.raises(UserError, match=r"c=1e\+30: too large for linearly dependent features; decrease it"):
         ridge_probe(x, y, c=1e30)
 
 
 @pytest.mark.parametrize("probe", [logistic_probe, ridge_probe])
 @pytest.mark.parametrize("c", [0.0, -1.0, float("nan")])
 def test_a_strength_that_is_none_is_refused(probe, c):
-    with pytest.raises(UserError, match=r"c=.* must be above 0"):
+    with pytest.raises(UserError, match=r"c=.*: out of range; it must be above 0"):
         probe(*problem(2), c=c)
 
 
@@ -108,19 +108,27 @@ def test_a_strength_that_is_none_is_refused(probe, c):
 @pytest.mark.parametrize(
     "features,labels,message",
     [
-        (np.zeros((4, 2)), np.zeros(3, int), r"features \(N, D\) and labels \(N,\), not \(4, 2\) and \(3,\)"),
+        (np.zeros((4, 2)), np.zeros(3, int), r"got features \(4, 2\) and labels \(3,\)"),
         (np.zeros(4), np.zeros(4, int), r"not \(4,\)"),
         (np.zeros((0, 4)), np.zeros(0, int), r"not \(0, 4\)"),
         (np.full((4, 2), np.nan), np.arange(4), "not finite"),
         (np.zeros((4, 2)), np.zeros(4, int), "two classes or more"),
         (np.zeros((4, 2)), np.ones(4, int), "two classes or more"),
-        (np.zeros((4, 2)), np.array([0, 1, -1, 1]), "labels hold -1; classes count from 0 on"),
-        (np.zeros((4, 2)), np.linspace(0, 1.99, 4), "labels hold 0.663.*, and classes are whole numbers"),
-        (np.zeros((4, 2)), np.array(list("abab")), "labels are whole numbers, not <U1"),
-        (np.zeros((4, 2)), np.array([0, 1, 0, 2.0**40]), "labels hold 1099511627776, .* number the classes 0 to K - 1"),
-        (np.zeros((4, 2)), np.array([0, 1, 0, 10**9]), "labels hold 1000000000, .* number the classes 0 to K - 1"),
+        (np.zeros((4, 2)), np.array([0, 1, -1, 1]), "labels: -1 is negative"),
+        (np.zeros((4, 2)), np.linspace(0, 1.99, 4), "labels: must be whole numbers, not 0.663"),
+        (np.zeros((4, 2)), np.array(list("abab")), "labels: must be whole numbers, not <U1"),
+        (
+            np.zeros((4, 2)),
+            np.array([0, 1, 0, 2.0**40]),
+            "label 1099511627776 is too large, .* number the classes 0 to K - 1",
+        ),
+        (
+            np.zeros((4, 2)),
+            np.array([0, 1, 0, 10**9]),
+            "label 1000000000 is too large, .* number the classes 0 to K - 1",
+        ),
         (np.zeros((4, 2)) + 1j, np.array([0, 1, 0, 1]), "must be real numbers, not complex128"),
-        (np.full((4, 2), 1e20), np.array([0, 1, 0, 1]), r"values of 1e\+20, of which powers overflow"),
+        (np.full((4, 2), 1e20), np.array([0, 1, 0, 1]), r"powers of values up to 1e\+20 overflow"),
     ],
 )
 def test_what_is_no_problem_is_refused(probe, features, labels, message):
@@ -143,14 +151,14 @@ def test_the_accuracy_of_labels_as_a_column_is_that_of_the_labels():
 @pytest.mark.parametrize(
     "take,message",
     [
-        (lambda x, y: (x, y[:50]), r"300 examples need labels \(300,\), not \(50,\); pass one for each"),
-        (lambda x, y: (x, 1), r"need labels \(300,\), not \(\)"),
-        (lambda x, y: (x[:0], y[:0]), r"a probe of 20 features takes \(N, 20\), not \(0, 20\)"),
-        (lambda x, y: (x[:, :7], y), r"takes \(N, 20\), not \(300, 7\); take both from the same layer"),
+        (lambda x, y: (x, y[:50]), r"labels: shape \(50,\) does not match 300 examples"),
+        (lambda x, y: (x, 1), r"labels: shape \(\) does not match 300 examples"),
+        (lambda x, y: (x[:0], y[:0]), r"fitted to 20 features, but got \(0, 20\)"),
+        (lambda x, y: (x[:, :7], y), r"fitted to 20 features, but got \(300, 7\); take both from the same layer"),
         (lambda x, y: (x * np.nan, y), "not finite"),
         (lambda x, y: (x + 1j, y), "must be real numbers"),
-        (lambda x, y: (x, y + 0.7), "classes are whole numbers"),
-        (lambda x, y: (x, y - 1), "labels hold -1"),
+        (lambda x, y: (x, y + 0.7), "must be whole numbers"),
+        (lambda x, y: (x, y - 1), "labels: -1 is negative"),
     ],
 )
 def test_what_a_probe_cannot_be_asked_is_refused(take, message):

@@ -63,7 +63,7 @@ def test_any_array_will_do():
     [
         (draw(4, 2), draw(4, 3), "x1 has 2 features and x2 has 3"),
         (draw(1, 2), draw(4, 2), "x1 has 1 example, but this needs 2 or more"),
-        (draw(4, 2), draw(4, 2) * np.inf, "x2 hold values that are not finite"),
+        (draw(4, 2), draw(4, 2) * np.inf, "x2: values are not finite"),
     ],
 )
 def test_what_cannot_be_told_apart_is_refused(x1, x2, message):
@@ -84,5 +84,5 @@ def test_names_in_common():
     "names,shown", [([], r"\[\]"), ("cat", "'cat'"), (["cat", " _"], "' _'"), (["cat", 3], "3"), ([None], "None")]
 )
 def test_what_is_no_name_is_refused(names, shown):
-    with pytest.raises(UserError, match=rf"names2 must be class names, such as \['cat', 'polar bear'\], not {shown}"):
+    with pytest.raises(UserError, match=rf"names2: must be class names, such as \['cat', 'polar bear'\], not {shown}"):
         label_overlap(["cat"], names)

@@ -20,22 +20,22 @@ def call(name, x, y):
 @pytest.mark.parametrize(
     "x,y,message",
     [
-        (X[:, 0], Y, r"are \(N, D\) and labels \(N,\), one of each for an example, not \(4,\) and \(4,\)"),
+        (X[:, 0], Y, r"\(4,\) and labels \(4,\) do not match; pass \(N, D\) and \(N,\)"),
         (X, Y[:3], r"not \(4, 2\) and \(3,\)"),
         (X, X, r"not \(4, 2\) and \(4, 2\)"),
         (X[:0], Y[:0], r"not \(0, 2\) and \(0,\)"),
         (X[:, :0], Y, r"not \(4, 0\) and \(4,\)"),
-        (np.where(X == 1, np.nan, X), Y, "hold values that are not finite; check the network"),
-        (np.where(X == 1, np.inf, X), Y, "hold values that are not finite"),
-        (X, Y + 0.5, "labels hold 0.5, and classes are whole numbers; pass the index of each example's class"),
-        (X, np.where(Y, np.nan, 0), "labels hold nan, and classes are whole numbers"),
-        (X, np.array(list("abab")), "labels are whole numbers, not <U1; pass the index of each example's class"),
-        (X, Y + 0j, "labels are whole numbers, not complex128"),
+        (np.where(X == 1, np.nan, X), Y, "values are not finite; check the network"),
+        (np.where(X == 1, np.inf, X), Y, "values are not finite"),
+        (X, Y + 0.5, "labels: must be whole numbers, not 0.5; pass the index of each example's class"),
+        (X, np.where(Y, np.nan, 0), "labels: must be whole numbers, not nan"),
+        (X, np.array(list("abab")), "labels: must be whole numbers, not <U1; pass the index of each example's class"),
+        (X, Y + 0j, "labels: must be whole numbers, not complex128"),
         (X + 0j, Y, "must be real numbers, not complex128"),
         (X.astype(str), Y, "must be real numbers, not <U"),
-        (X * 1e300, Y, r"hold values of 1e\+300, of which powers overflow; scale them below"),
-        (X, Y - 1, "labels hold -1; classes count from 0 on, so drop the examples without one"),
-        (X, 0 * Y + 7, "all 4 labels are 7; a score needs two classes or more"),
+        (X * 1e300, Y, r"powers of values up to 1e\+300 overflow; scale them below"),
+        (X, Y - 1, "labels: -1 is negative; drop the examples without a class"),
+        (X, 0 * Y + 7, "labels: all 4 are 7; a score needs at least two classes"),
     ],
 )
 def test_what_is_no_problem_is_refused(name, x, y, message):
@@ -54,8 +54,8 @@ def test_labels_as_a_column_as_floats_or_as_booleans_are_the_same_labels(name):
 @pytest.mark.parametrize(
     "p,message",
     [
-        (X - [0.1, -0.1], "source_probs hold -0.1; pass probabilities"),
-        (X * [[1], [1], [0.9], [1]], r"row 2 of source_probs sums to 0.9, not 1; pass softmax\(logits\)"),
+        (X - [0.1, -0.1], "source_probs: -0.1 is negative; pass probabilities"),
+        (X * [[1], [1], [0.9], [1]], r"source_probs: row 2 sums to 0.9, not 1; pass softmax\(logits\)"),
         (3 * X, "sums to 3, not 1"),
     ],
 )
@@ -70,10 +70,10 @@ def test_what_is_no_distribution_is_refused(p, message):
     [
         (Y[:3], Y, "there are 3 source_labels and 4 labels; pass one of each"),
         (Y - 1, Y, "the source_labels hold -1"),
-        (X[:, 0], Y, "the source_labels hold 0.5, and classes are whole numbers"),
-        (X, Y, r"the source_labels are \(N,\) with one example or more, not \(4, 2\)"),
-        (Y[:0], Y[:0], r"source_labels are \(N,\) with one example or more, not \(0,\)"),
-        (Y, 0 * Y, "all 4 labels are 0; a score needs two classes"),
+        (X[:, 0], Y, "source_labels: must be whole numbers, not 0.5"),
+        (X, Y, r"source_labels: shape must be \(N,\) with at least one example, not \(4, 2\)"),
+        (Y[:0], Y[:0], r"source_labels: shape must be \(N,\) with at least one example, not \(0,\)"),
+        (Y, 0 * Y, "labels: all 4 are 0; a score needs at least two classes"),
     ],
 )
 def test_labels_that_are_none_are_refused(z, y, message):

@@ -94,5 +94,5 @@ def test_held_out_answers_are_scikit_learns(data):
 
 def test_more_parts_than_examples_are_refused(data):
     x, y, *_ = data
-    with pytest.raises(UserError, match="folds=13 must be from 2 to 12"):
+    with pytest.raises(UserError, match="folds=13: must be from 2 to 12"):
         transferability.report(x, y, folds=13, resamples=0)

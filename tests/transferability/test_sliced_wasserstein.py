@@ -71,9 +71,9 @@ def test_any_array_will_do():
     "x2,how,message",
     [
         (draw(4, 3), {}, "x1 has 2 features and x2 has 3"),
-        (draw(4, 2) * np.nan, {}, "x2 hold values that are not finite"),
-        (draw(4, 2), {"projections": 0}, "projections=0 must be 1 or more"),
-        (draw(4, 2), {"order": 0.5}, "order=0.5 must be 1 or more"),
+        (draw(4, 2) * np.nan, {}, "x2: values are not finite"),
+        (draw(4, 2), {"projections": 0}, "projections=0: out of range"),
+        (draw(4, 2), {"order": 0.5}, "order=0.5: out of range"),
     ],
 )
 def test_what_has_no_distance_is_refused(x2, how, message):

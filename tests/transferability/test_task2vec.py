@@ -121,10 +121,10 @@ def test_distance():
 @pytest.mark.parametrize(
     "inputs,how,message",
     [
-        (np.zeros((0, 3)), {}, r"task2vec takes inputs \(N, ...\), N the same in all and above 0, not N of \[0\]"),
-        ({"a": np.zeros((2, 3)), "b": np.zeros((3, 3))}, {}, r"not N of \[2, 3\]"),
-        (np.zeros((2, 3)), {"draws": 2}, "draws=2 must be 0, for all labels, or above with a key; pass key"),
-        (np.full((2, 3), np.nan), {}, "the Fisher information hold values that are not finite"),
+        (np.zeros((0, 3)), {}, r"task2vec: inputs have N of \[0\]"),
+        ({"a": np.zeros((2, 3)), "b": np.zeros((3, 3))}, {}, r"inputs have N of \[2, 3\]"),
+        (np.zeros((2, 3)), {"draws": 2}, "draws=2: must be 0, for all labels, or positive with a key; pass key"),
+        (np.full((2, 3), np.nan), {}, "Fisher information: values are not finite"),
     ],
 )
 def test_what_has_no_embedding_is_refused(inputs, how, message):
@@ -133,18 +133,18 @@ def test_what_has_no_embedding_is_refused(inputs, how, message):
 
 
 def test_what_are_no_logits_is_refused():
-    with pytest.raises(UserError, match=r"apply must return logits \(N, K\), K 2 or more, not \(4,\)"):
+    with pytest.raises(UserError, match=r"apply: returned \(4,\); it must return logits \(N, K\)"):
         task2vec(lambda p, x: x.sum(1) * p, jnp.ones(()), draw(4, 3))
 
 
 @pytest.mark.parametrize(
     "e1,e2,message",
     [
-        ([1, 2], [1, 2, 3], r"of the same parameters, not \(2,\) and \(3,\)"),
-        ([1, -2], [1, 2], "e1 must be a task2vec embedding"),
-        ([1, 2], [0, 0], "e2 must be a task2vec embedding"),
-        ([1, 2], [np.nan, 0], "the entries of e2 hold values that are not finite"),
-        ([1, 2], [1, 2j], "the entries of e2 must be real numbers, not complex128"),
+        ([1, 2], [1, 2, 3], r"embeddings \(2,\) and \(3,\) do not match"),
+        ([1, -2], [1, 2], "e1: not a task2vec embedding"),
+        ([1, 2], [0, 0], "e2: not a task2vec embedding"),
+        ([1, 2], [np.nan, 0], "entries of e2: values are not finite"),
+        ([1, 2], [1, 2j], "entries of e2: must be real numbers, not complex128"),
     ],
 )
 def test_what_is_no_embedding_is_refused(e1, e2, message):

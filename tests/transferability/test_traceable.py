@@ -71,7 +71,7 @@ def test_scores_of_many_layers_at_once_are_those_of_each(name, double):
 
 
 def test_a_kernel_that_is_not_known_is_refused():
-    with pytest.raises(UserError, match="no kernel 'linear'"):
+    with pytest.raises(UserError, match="unknown kernel 'linear'"):
         traceable.mmd(np.zeros((4, 2)), np.zeros((4, 2)), "linear")
 
 

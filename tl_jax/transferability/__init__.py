@@ -1,4 +1,4 @@
-"""How far a source is from a target, and how well features serve a task: pure functions of features and labels."""
+"""Transferability scores, dataset distances and probes: pure functions of features and labels."""
 
 from tl_jax.transferability.cka import linear_cka
 from tl_jax.transferability.frechet import frechet

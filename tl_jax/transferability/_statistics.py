@@ -1,8 +1,8 @@
-"""Statistics that scores share: class counts, means and scatter, computed once, and PSD linear algebra.
+"""Statistics shared by scores: class counts, means and scatter, computed once, and linear algebra of PSD matrices.
 
 Scatter is summed over blocks of rows in double precision, or as single-precision products with double-precision sums.
-Linear algebra is in double precision, and singular matrices are allowed. Callers that do not enable 64 bits get single
-precision throughout.
+Linear algebra is in double precision and allows singular matrices. Without 64-bit support enabled by the caller,
+everything is in single precision.
 """
 
 import functools
@@ -14,29 +14,29 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import numpy as np
 
-MIN_PIVOT_FACTOR = 1e3  # a pivot of this many times the rounding of a correlation matrix still means something
+MIN_PIVOT_FACTOR = 1e3  # a significant pivot exceeds the rounding of a correlation matrix by this factor
 
 
 def widest() -> Any:
-    """Return the widest type of floats that the caller allows: float64 under ``jax.enable_x64``, else float32."""
+    """Return the widest enabled float dtype: float64 under ``jax.enable_x64``, else float32."""
     return jnp.result_type(float)
 
 
 def rank_tolerance(size: int | jax.Array) -> jax.Array | np.floating:
-    """Return the share of the largest eigenvalue at which others are rounding, of a sum of ``size`` products."""
+    """Return the fraction of the largest eigenvalue below which others are rounding, for sums of ``size`` products."""
     return 4 * jnp.finfo(widest()).eps * size
 
 
 def half_logdet(a: jax.Array) -> jax.Array:
-    """Return half the log-determinant of I + a, where ``a`` (M, M) has no negative eigenvalue."""
+    """Return half the log-determinant of I + a, for ``a`` (M, M) without negative eigenvalues."""
     factor = jax.lax.linalg.cholesky(a + jnp.eye(len(a), dtype=a.dtype), symmetrize_input=False)
     return jnp.log(jnp.diagonal(factor)).sum()
 
 
 def to_correlation(a: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return a scatter (M, M) as correlations, and the factors (M,) that made them; a feature of no variance has 0.
+    """Return a scatter (M, M) as correlations, and the scale factors (M,); features without variance have factor 0.
 
-    Such a feature is left with a correlation of 1 with itself and 0 with others, so that it cannot make ``a`` singular.
+    Such a feature has correlation 1 with itself and 0 with others, so it cannot make ``a`` singular.
     """
     variance = jnp.diagonal(a)
     scale = jnp.where(variance > 0, jax.lax.rsqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
@@ -46,15 +46,15 @@ def to_correlation(a: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def min_pivot(a: jax.Array) -> jax.Array:
-    """Return the least share of a feature's variance that the features before it leave unexplained, NaN for none."""
+    """Return the smallest fraction of a feature's variance unexplained by the features before it; NaN if singular."""
     return (jnp.diagonal(jnp.linalg.cholesky(to_correlation(a)[0])) ** 2).min()
 
 
 def quadratic_form(a: jax.Array, b: jax.Array) -> jax.Array:
     """Return b' pinv(a) b for each column of ``b`` (M, K) in the range of ``a`` (M, M), (K,).
 
-    In the range every inverse of ``a`` gives the same, so it is scaled to correlations first. Cholesky's factor does
-    where it exists, the eigenvectors of eigenvalues above rounding where it does not.
+    In the range every generalized inverse gives the same result, so ``a`` is first scaled to correlations. The Cholesky
+    factor is used if it exists, otherwise the eigenvectors with eigenvalues above rounding.
     """
     scaled, scale = to_correlation(a)
     u = b * scale[:, None]
@@ -69,7 +69,7 @@ def quadratic_form(a: jax.Array, b: jax.Array) -> jax.Array:
         keep = values > rank_tolerance(len(a)) * values[-1]
         return ((vectors.T @ u) ** 2 * jnp.where(keep, 1 / jnp.where(keep, values, 1.0), 0.0)[:, None]).sum(0)
 
-    # A factor of NaN compares as false.
+    # Comparisons with a NaN factor are false.
     return jax.lax.cond(pivots.min() > MIN_PIVOT_FACTOR * rank_tolerance(len(a)), regular, singular)
 
 
@@ -91,10 +91,10 @@ def solve_psd(a: jax.Array, b: jax.Array) -> jax.Array:
     return jax.lax.cond(is_regular, regular, singular) * scale[:, None]
 
 
-BLOCK = 1024  # rows whose products are summed before the sum goes on in double precision
-PANELS = 4  # strips of a scatter: what is below the diagonal's blocks is not computed, 3 / 8 of the work
+BLOCK = 1024  # rows per block whose products are summed before the sum continues in double precision
+PANELS = 4  # strips of a scatter; skipping the blocks below the diagonal saves 3 / 8 of the work
 DISTORTION = 1e-4  # of TransRate's coding rate
-MIN_COUNT = 1e-30  # of a class without examples, whose rate is then zero
+MIN_COUNT = 1e-30  # count of a class without examples, whose rate is then zero
 
 
 def sum_over_blocks(function: Callable, n: int, block: int):
@@ -122,17 +122,17 @@ def sum_scatters(
     block: int = BLOCK,
     panels: int = PANELS,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return Z' Z (D, D) of all rows, and the coding rate of each group of them, zeros unless ``with_rates``.
+    """Return Z' Z (D, D) of all rows, and the coding rate of each group of rows, zeros unless ``with_rates``.
 
     Args:
-        rows: gives rows (B, D) of Z for their index (B,), times the second argument's 0 or 1 (B,).
-        order: (N,) the rows, one group's beside each other.
-        bounds: (G + 1,) where in ``order`` each group begins, and the end.
+        rows: function (index (B,), valid (B,) of 0 or 1) -> rows (B, D) of Z, multiplied by ``valid``.
+        order: (N,) row indices, sorted by group.
+        bounds: (G + 1,) start of each group in ``order``, and the end.
         d: D.
-        single: products in float32.
-        with_rates: whether groups are classes, of ``counts`` (G,), and their rates wanted.
-        counts: (G,).
-        block: rows of which products are taken at once.
+        single: whether products are float32.
+        with_rates: whether groups are classes whose rates are needed.
+        counts: (G,) class counts.
+        block: rows per block.
         panels: strips of the scatter.
     """
     size, width = min(block, len(order)), -(-d // panels)
@@ -164,14 +164,14 @@ def sum_scatters(
 
 
 def _symmetric_matrix(strips: list[jax.Array]) -> jax.Array:
-    """Return the symmetric matrix whose strips, from the diagonal's blocks on, are given."""
+    """Return the symmetric matrix with the given strips, which start at the diagonal blocks."""
     d = strips[0].shape[1]
     upper = jnp.concatenate([jnp.pad(s, ((0, 0), (d - s.shape[1], 0))) for s in strips])
     return jnp.triu(upper) + jnp.triu(upper, 1).T
 
 
 def class_coding_rates(rows, order, starts, counts, longest: int, single: bool) -> jax.Array:
-    """Return the coding rate of each class (K,) from the products of its examples with each other."""
+    """Return the coding rate of each class (K,) from the Gram matrix of its examples."""
 
     def rate(c):
         positions = starts[c] + jnp.arange(longest)
@@ -187,27 +187,27 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision="highest")
 
 
-MAX_EXACT_PRODUCTS = 2**33  # products, N D^2, up to which all are double: about a tenth of a second
-# Share of each feature's variance that others leave open where single products keep scores to 1e-5.
+MAX_EXACT_PRODUCTS = 2**33  # N D^2 up to which all products are double, about a tenth of a second
+# Smallest unexplained fraction of each feature's variance for which single-precision products keep scores to 1e-5.
 MIN_TRUSTED_PIVOT = 1e-3
 
 
 class Moments(NamedTuple):
-    """What scores read of features (N, D) with labels in [0, K); all float64, sums over examples by their weights.
+    """Weighted statistics of features (N, D) with labels in [0, K), from which scores are computed; all float64.
 
-    Where D > N the scatter is that of examples, Z Z' (N, N) for the centred features Z, and else Z' Z (D, D); M is the
-    lesser of N and D. Weights w enter as rows of Z times sqrt(w). A class without examples has the overall mean.
+    If D > N the scatter is that of examples, Z Z' (N, N) for centered features Z; otherwise it is Z' Z (D, D). M is
+    min(N, D). Weights w multiply the rows of Z by sqrt(w). A class without examples has the overall mean.
 
     Attributes:
         counts: (K,) sums of weights.
         mean: (D,).
-        means: (K, D) of classes.
-        variances: (K, D) within classes, divided by their counts.
-        fourth: () sum of |z|^4 over the rows of Z, each once for its weight.
+        means: (K, D) class means.
+        variances: (K, D) within-class variances, divided by the class counts.
+        fourth: () weighted sum of |z|^4 over the rows of Z.
         scatter: (M, M).
-        targets: (M, K) the classes as the scatter sees them: Z' Y for one-hot Y, or sqrt(w) Y where D > N.
-        shift: (M,) Z times the mean where D > N, with which the scatter of features not centred follows; else zeros.
-        rates: (K,) the coding rate of each class, for TransRate alone; () where nobody asked.
+        targets: (M, K) class indicators in the basis of the scatter: Z' Y for one-hot Y, or sqrt(w) Y if D > N.
+        shift: (M,) Z times the mean if D > N, which gives the scatter of uncentered features; else zeros.
+        rates: (K,) coding rate of each class, for TransRate; () if not requested.
     """
 
     counts: jax.Array
@@ -227,16 +227,16 @@ class Moments(NamedTuple):
 
     @property
     def num_examples(self) -> jax.Array:
-        """The number of examples, N, or the sum of their weights."""
+        """Number of examples N, or the sum of their weights."""
         return self.counts.sum()
 
     def between(self) -> jax.Array:
-        """Return the scatter of the class means (D, D)."""
+        """Return the between-class scatter (D, D)."""
         centered = self.means - self.mean[None]
         return (centered * self.counts[:, None]).T @ centered
 
     def uncentred(self) -> tuple[jax.Array, jax.Array]:
-        """Return the scatter (M, M) of the features as they are, F' F or F F', and the classes (M, K) for it."""
+        """Return the scatter (M, M) of the uncentered features, F' F or F F', and its class indicators (M, K)."""
         if not self.wide:
             scatter = self.scatter + self.num_examples * self.mean[:, None] * self.mean[None]
             return scatter, (self.counts[:, None] * self.means).T
@@ -246,17 +246,17 @@ class Moments(NamedTuple):
 
 
 def compute_moments(x: jax.Array, y: jax.Array, classes: int, rates: bool = False) -> Moments:
-    """Return the moments of (N, D) features for scores; call it under ``jax.enable_x64(True)``.
+    """Return the moments of (N, D) features for scores. Call it under ``jax.enable_x64(True)``.
 
-    Where N D^2 is large, products of centred features are float32 in blocks of rows, whose sums are added in float64:
-    2.5 times as fast, and entries of the scatter are off by some 1e-8 of their features' variances. Where features
-    are so nearly linearly dependent that this would show, everything is done again in float64.
+    If N D^2 is large, products of centered features are float32 in blocks of rows, and block sums are added in float64.
+    This is 2.5 times as fast, with errors of about 1e-8 of the features' variances. If the features are so nearly
+    linearly dependent that this would matter, everything is repeated in float64.
 
     Args:
         x: (N, D) float.
         y: (N,) int in [0, classes).
         classes: K.
-        rates: whether TransRate will ask for the classes' coding rates.
+        rates: whether to compute the classes' coding rates, for TransRate.
     """
     max_size = max_class_size(x, y, classes) if rates else None
     single = allows_single(x)
@@ -268,7 +268,7 @@ def compute_moments(x: jax.Array, y: jax.Array, classes: int, rates: bool = Fals
 
 
 def max_class_size(x: jax.Array, y: jax.Array, classes: int) -> int:
-    """Return ``longest`` for ``weighted_moments``: in steps, so that not every set of labels compiles anew."""
+    """Return ``longest`` for ``weighted_moments``, rounded up so that fewer label sets need compilation."""
     longest = -(-int(jnp.bincount(y, length=classes).max()) // 64) * 64
     return len(x) if longest >= min(x.shape) else longest
 
@@ -294,16 +294,16 @@ def weighted_moments(
     block: int = BLOCK,
     panels: int = PANELS,
 ) -> Moments:
-    """Return the moments of (N, D) features; ``vmap`` over ``weights`` (N,) is a bootstrap.
+    """Return the moments of (N, D) features; ``vmap`` over ``weights`` (N,) for a bootstrap.
 
     Args:
         x: (N, D) float.
         y: (N,) int in [0, classes).
-        weights: (N,) float64, how often each example counts.
+        weights: (N,) float64 weight of each example.
         classes: K.
-        longest: the coding rates of classes are wanted, and none has more examples than this; None for no rates.
-        single: products in float32.
-        block: rows of which products are taken at once.
+        longest: upper bound of the class size, if coding rates are needed; None for no rates.
+        single: whether products are float32.
+        block: rows per block.
         panels: strips of the scatter.
     """
     n, d = x.shape
@@ -320,7 +320,7 @@ def weighted_moments(
         z = rows(jnp.arange(n), jnp.ones(n))
         scatter, targets = z @ z.T, jnp.sqrt(weights)[:, None] * jax.nn.one_hot(y, classes, dtype=widest())
         shift = z @ mean
-    # Classes with more examples than features take their rates from their own scatters, which add up to the whole.
+    # If classes may have more examples than features, rates come from class scatters, which sum to the total.
     by_class = d <= n and longest is not None and longest >= d
     bounds = starts if by_class else jnp.array([0, n])
     if d <= n:
@@ -335,8 +335,8 @@ def weighted_moments(
 
 
 def _class_means(x: jax.Array, y: jax.Array, weights: jax.Array, classes: int, block: int) -> tuple[jax.Array, ...]:
-    """Return counts (K,), an origin (D,), the mean as seen from it (D,), and class means (K, D)."""
-    # From the first example a feature which is the same for all is exactly zero, whatever its value.
+    """Return counts (K,), an origin (D,), the mean relative to it (D,), and class means (K, D)."""
+    # Relative to the first example, a constant feature is exactly zero.
     origin = x[0].astype(widest())
     counts = jax.ops.segment_sum(weights, y, classes)
 
@@ -352,7 +352,7 @@ def _class_means(x: jax.Array, y: jax.Array, weights: jax.Array, classes: int, b
 
 
 def _class_variances(x, y, weights, counts, origin, center, means, block) -> tuple[jax.Array, jax.Array]:
-    """Return the variances within classes (K, D) and the sum of fourth powers of centred lengths."""
+    """Return the within-class variances (K, D) and the sum of fourth powers of centered norms."""
 
     def sums(index, valid):
         w, z = weights[index] * valid, x[index].astype(widest()) - origin[None]

@@ -1,4 +1,4 @@
-"""GBC: how much the classes overlap where each is a Gaussian."""
+"""GBC: overlap of the classes, modelled as Gaussians."""
 
 import functools
 
@@ -9,23 +9,23 @@ import numpy as np
 from tl_jax.transferability import _inputs, _statistics
 from tl_jax.transferability.registry import MOMENTS, register_score
 
-MIN_VARIANCE = 1e-4  # least variance
+MIN_VARIANCE = 1e-4  # lower limit
 
 
 def gbc(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
     """Return minus the sum over ordered pairs of classes of exp(-Bhattacharyya distance).
 
-    (Pandy et al. 2022, arXiv:2111.12780.) Classes are Gaussians with diagonal covariances, variances with 1 / n and no
-    less than 1e-4. The features are taken as they are; the paper reduces them to 64 principal components
-    first. The best value is 0.
+    (Pandy et al. 2022, arXiv:2111.12780.) Classes are Gaussians with diagonal covariances; variances use 1 / n and are
+    at least 1e-4. The features are used as they are, whereas the paper first reduces them to 64 principal components.
+    The best value is 0.
 
     Args:
         features: (N, D) float.
         labels: (N,) int; gaps are closed.
 
     Raises:
-        UserError: shapes that do not belong together, values that are not finite, labels that are not whole numbers
-            from 0 on, or a single class.
+        UserError: The shapes do not match, features are not finite, labels are not class indices, or there is only one
+            class.
     """
     with jax.enable_x64(True):
         return float(_gbc(*_inputs.score_inputs(features, labels)))
@@ -33,14 +33,14 @@ def gbc(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> flo
 
 @functools.partial(jax.jit, static_argnums=2)
 def _gbc(x: jax.Array, y: jax.Array, classes: int) -> jax.Array:
-    # Compiled as one, so that the scatter which nobody reads is not computed.
+    # One program, so that XLA drops the unused scatter.
     return gbc_from(_statistics.weighted_moments(x, y, jnp.ones(len(x)), classes=classes))
 
 
 @register_score("gbc", MOMENTS)
 @jax.jit
 def gbc_from(m: _statistics.Moments) -> jax.Array:
-    """Return ``gbc`` from moments, of which the scatter is not read."""
+    """Return ``gbc`` from moments; the scatter is not used."""
     variances = jnp.maximum(m.variances, MIN_VARIANCE)
     logs = jnp.log(variances)
     nonempty = m.counts > 0

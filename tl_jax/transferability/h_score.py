@@ -1,4 +1,4 @@
-"""H-scores: how much of the features' variance lies between classes."""
+"""H-scores: fraction of the features' variance between classes."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from tl_jax.transferability.registry import MOMENTS, register_score
 def h_score(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
     """Return trace(pinv(cov f) cov E[f|y]), both with 1 / (n - 1) (Bao et al. 2019, arXiv:2212.10082).
 
-    It is the sum over classes of the share of the class indicator that centred features explain, so it lies between 0
+    It is the sum over classes of the fraction of the class indicator that centered features explain, so it is between 0
     and K - 1. Eigenvalues of cov f below rounding count as 0.
 
     Args:
@@ -19,17 +19,17 @@ def h_score(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) ->
         labels: (N,) int; gaps are closed.
 
     Raises:
-        UserError: shapes that do not belong together, values that are not finite, labels that are not whole numbers
-            from 0 on, or a single class.
+        UserError: The shapes do not match, features are not finite, labels are not class indices, or there is only one
+            class.
     """
     with jax.enable_x64(True):
         return float(h_score_from(_statistics.compute_moments(*_inputs.score_inputs(features, labels))))
 
 
 def regularized_h_score(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
-    """Return (1 - a) trace(inv(S_a) cov E[f|y]), Ledoit and Wolf's shrinkage a (Ibrahim et al. 2022, arXiv:2110.06893).
+    """Return (1 - a) trace(inv(S_a) cov E[f|y]) with Ledoit-Wolf shrinkage a (Ibrahim et al. 2022, arXiv:2110.06893).
 
-    S_a = (1 - a) S + a trace(S) / D I, where S is cov f with 1 / n, as Ledoit and Wolf 2004 and scikit-learn have it;
+    S_a = (1 - a) S + a trace(S) / D I, where S is cov f with 1 / n, as in Ledoit and Wolf 2004 and scikit-learn;
     cov E[f|y] has 1 / (n - 1).
 
     Args:
@@ -37,7 +37,7 @@ def regularized_h_score(features: np.ndarray | jax.Array, labels: np.ndarray | j
         labels: (N,) int; gaps are closed.
 
     Raises:
-        UserError: as ``h_score``.
+        UserError: As ``h_score``.
     """
     with jax.enable_x64(True):
         return float(regularized_h_score_from(_statistics.compute_moments(*_inputs.score_inputs(features, labels))))
@@ -73,13 +73,13 @@ def regularized_h_score_from(m: _statistics.Moments) -> jax.Array:
 
 
 def shrinkage(m: _statistics.Moments) -> tuple[jax.Array, jax.Array]:
-    """Return Ledoit and Wolf's share of the identity in the covariance, and the identity's factor trace(S) / D."""
+    """Return the Ledoit-Wolf shrinkage, the weight of the identity, and the identity's factor trace(S) / D."""
     n, d = m.num_examples, len(m.mean)
     mean_eigenvalue = jnp.trace(m.scatter) / (n * d)
     squares = (m.scatter**2).sum() / n**2
     dispersion = (squares - d * mean_eigenvalue**2) / d
     noise = (m.fourth / n - squares) / (d * n)
-    # The difference of the sums is rounding where S is a multiple of the identity, as it is for D = 1.
+    # If S is a multiple of the identity, as for D = 1, the difference of the sums is rounding noise.
     is_spherical = dispersion <= 1e-14 * squares
     a = jnp.clip(noise, 0.0, dispersion) / jnp.where(is_spherical, 1.0, dispersion)
     return jnp.where(is_spherical, 0.0, a), mean_eigenvalue

@@ -1,4 +1,4 @@
-"""LogME: the evidence that linear regression on the features has for the classes."""
+"""LogME: evidence of linear regression from features to classes."""
 
 import jax
 import jax.numpy as jnp
@@ -7,30 +7,30 @@ import numpy as np
 from tl_jax.transferability import _inputs, _statistics
 from tl_jax.transferability.registry import MOMENTS, register_score
 
-# Least share of a target's square that is taken to stay unexplained, where examples exceed the rank.
+# Smallest unexplained fraction of a target's square, if there are more examples than the rank.
 MIN_RESIDUAL = 1e-10
-GRID_SIZE, MAX_STEPS, RELATIVE_TOLERANCE = 256, 500, 1e-9  # starting points, and when MacKay's iteration ends
+GRID_SIZE, MAX_STEPS, RELATIVE_TOLERANCE = 256, 500, 1e-9  # starting points, and termination of MacKay's iteration
 
 
 def logme(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array) -> float:
-    """Return the log of maximum evidence, mean over classes and by example (You et al. 2021, arXiv:2102.11005).
+    """Return the maximum log evidence per example, averaged over classes (You et al. 2021, arXiv:2102.11005).
 
-    For each class the target y is 1 for its examples and 0 for others, not centred, and the evidence is the density of
-    y under a normal distribution of mean 0 and covariance F F' / alpha + I / beta. Its maximum over alpha and beta is
-    that of the best of 256 ratios alpha / beta, improved by MacKay's fixed point until it changes by less than 1e-9 or
-    500 times. The log-determinant is the full one, with (D - rank) log alpha, which public code leaves out for D > N.
+    For each class the target y is 1 for its examples and 0 for others, not centered. The evidence is the density of y
+    under a normal distribution with mean 0 and covariance F F' / alpha + I / beta. It is maximized over alpha and beta
+    from the best of 256 ratios alpha / beta, by MacKay's fixed point until the change is below 1e-9, or for 500 steps.
+    The log-determinant is complete, with (D - rank) log alpha, which public code omits for D > N.
 
-    Directions whose share of the largest eigenvalue of F' F is rounding, 9e-16 max(N, D), count as none. Where the
-    rank is below N and the features fit y exactly the evidence has no maximum; 1e-10 of ``|y|^2`` is then taken to stay
-    unexplained, which leaves the score finite and high.
+    Eigenvalues of F' F below 9e-16 max(N, D) times the largest are rounding and count as zero. If the rank is below N
+    and the features fit y exactly, the evidence has no maximum. Then 1e-10 of ``|y|^2`` is taken as unexplained, which
+    keeps the score finite and high.
 
     Args:
         features: (N, D) float.
         labels: (N,) int; gaps are closed.
 
     Raises:
-        UserError: shapes that do not belong together, values that are not finite, labels that are not whole numbers
-            from 0 on, or a single class.
+        UserError: The shapes do not match, features are not finite, labels are not class indices, or there is only one
+            class.
     """
     with jax.enable_x64(True):
         return float(logme_from(_statistics.compute_moments(*_inputs.score_inputs(features, labels))))
@@ -62,17 +62,17 @@ def _max_evidence(s, squares, unexplained, n, rank, low, high) -> jax.Array:
     """Return the maximum log evidence of one target.
 
     Args:
-        s: (M,) eigenvalues of F' F, 0 where they count as none.
-        squares: (M,) of the target's projections on the left singular vectors.
-        unexplained: () what the features cannot explain of its square.
-        n: () examples.
-        rank: () of the features.
-        low: () least ratio alpha / beta.
-        high: () largest.
+        s: (M,) eigenvalues of F' F, with rounding set to 0.
+        squares: (M,) squared projections of the target on the left singular vectors.
+        unexplained: () unexplained part of the target's square.
+        n: () number of examples.
+        rank: () rank of the features.
+        low: () smallest ratio alpha / beta.
+        high: () largest ratio.
     """
 
     def evidence(ratio):
-        # With the ratio given, the best 1 / beta is the mean of the whitened squares.
+        # For a given ratio, the best 1 / beta is the mean of the whitened squares.
         noise = ((squares / (1 + s / ratio)).sum() + unexplained) / n
         return -0.5 * (n * jnp.log(2 * jnp.pi * noise) + n + jnp.log1p(s / ratio).sum())
 

@@ -1,4 +1,4 @@
-"""Distances that are means over pairs of examples: maximum mean discrepancy and energy distance."""
+"""Pairwise distances between datasets: maximum mean discrepancy and energy distance."""
 
 import functools
 from collections.abc import Callable
@@ -13,42 +13,43 @@ from tl_jax.transferability.registry import SETS, register_score
 from tl_jax.utils.errors import UserError, nearest
 
 KERNELS = ("poly", "rbf")
-MEDIAN_SAMPLE = 4096  # examples of both sides whose distances give the bandwidth
-TILE = 1024  # examples a side of the pairs that are in memory at once
-MAX_DOUBLE_PRODUCTS = 2**38  # multiplications from which on products are float32
+MEDIAN_SAMPLE = 4096  # examples for the median bandwidth
+TILE = 1024  # examples per side of a tile of pairs in memory
+MAX_DOUBLE_PRODUCTS = 2**38  # multiplications above which products are float32
 
 PairFunction = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]  # of x.y, |x|^2, |y|^2 and a scale
 
 
 def mmd(x1: _inputs.Array, x2: _inputs.Array, kernel: str = "poly", bandwidth: float | None = None) -> float:
-    """Return the squared maximum mean discrepancy of two data sets, unbiased (Gretton et al. 2012, equation 3).
+    """Return the unbiased squared maximum mean discrepancy of two datasets (Gretton et al. 2012, equation 3).
 
-    It is the mean of k(x, x') over pairs within each side, without those of an example and itself, less twice that of
-    pairs between the sides. Being unbiased, it may be below zero, and is so for equal sets. In double precision; from
-    ``MAX_DOUBLE_PRODUCTS`` multiplications on single products are float32, the errors of which average out. Its cost is
-    D (N1 + N2)^2, its memory that of both sides in float64.
+    It is the mean of k(x, x') over pairs of different examples within each dataset, minus twice the mean over pairs
+    between them. Being unbiased, it can be negative, as it is for equal datasets. Computed in double precision; above
+    ``MAX_DOUBLE_PRODUCTS`` multiplications, products are float32, and their errors average out. The cost is
+    D (N1 + N2)^2, the memory that of both datasets in float64.
 
     Args:
         x1: (N1, D) float.
-        x2: (N2, D) float, of the same layer of the same network.
+        x2: (N2, D) float, from the same layer of the same network.
         kernel: "poly", (x.y / D + 1)^3 (as in KID, Binkowski et al. 2018, arXiv:1801.01401), or "rbf",
             ``exp(-|x - y|^2 / (2 s^2))``.
-        bandwidth: s of "rbf"; None takes the median distance between two examples of both sides together, and of
-            ``MEDIAN_SAMPLE`` at equal steps where there are more.
+        bandwidth: s of "rbf"; None for the median distance between two examples of the union, of which at most
+            ``MEDIAN_SAMPLE``, evenly spaced, are used.
 
     Raises:
-        UserError: other shapes, values that are not finite, a side of one example, no such kernel, or a median of zero.
+        UserError: The shapes do not match, values are not finite, a dataset has one example, the kernel is unknown, or
+            the median is zero.
     """
     if kernel not in KERNELS:
-        raise UserError(f"no kernel {kernel!r}; {nearest(kernel, KERNELS)}")
+        raise UserError(f"unknown kernel {kernel!r}; {nearest(kernel, KERNELS)}")
     a, b = _inputs.feature_pair(x1, x2, min_rows=2)
     if bandwidth is not None and not bandwidth > 0:
-        raise UserError(f"bandwidth={bandwidth} must be above 0")
+        raise UserError(f"bandwidth={bandwidth}: out of range; it must be above 0")
     if kernel == "rbf":
         a, b = _center_pair(a, b)
         scale = bandwidth or _median_distance(np.concatenate([a, b]))
         if not scale:
-            raise UserError("half of the pairs of examples or more are at no distance; pass bandwidth")
+            raise UserError("bandwidth: the median distance is zero, since most examples are equal; pass bandwidth")
     else:
         scale = a.shape[1]
     with jax.enable_x64(True):
@@ -56,7 +57,7 @@ def mmd(x1: _inputs.Array, x2: _inputs.Array, kernel: str = "poly", bandwidth: f
 
 
 def mmd_from(a: jax.Array, b: jax.Array, *, kernel: str, scale: float | jax.Array) -> jax.Array:
-    """Return ``mmd`` of (N1, D) and (N2, D) features; ``scale`` is D, or of "rbf" the bandwidth."""
+    """Return ``mmd`` of (N1, D) and (N2, D) features; ``scale`` is D for "poly", the bandwidth for "rbf"."""
     n, m, kernel_function = len(a), len(b), _cubic_kernel if kernel == "poly" else _gaussian_kernel
     within1 = _sum_over_pairs(kernel_function, scale, a) / (n * (n - 1))
     within2 = _sum_over_pairs(kernel_function, scale, b) / (m * (m - 1))
@@ -64,18 +65,18 @@ def mmd_from(a: jax.Array, b: jax.Array, *, kernel: str, scale: float | jax.Arra
 
 
 def energy(x1: _inputs.Array, x2: _inputs.Array) -> float:
-    """Return the energy distance of two data sets, ``2 E|x - y| - E|x - x'| - E|y - y'|`` (Szekely and Rizzo 2013).
+    """Return the energy distance of two datasets, ``2 E|x - y| - E|x - x'| - E|y - y'|`` (Szekely and Rizzo 2013).
 
-    Means are over all pairs, those of an example and itself included (the V-statistic): it is never below zero, and
-    zero for equal sets alone. In units of the features; SciPy's ``energy_distance`` is its root. Cost, memory and
-    precision are those of ``mmd``.
+    Means are over all pairs, including those of an example with itself (the V-statistic). So it is nonnegative, and
+    zero only for equal datasets. It has the units of the features; SciPy's ``energy_distance`` is its square root.
+    Cost, memory and precision are those of ``mmd``.
 
     Args:
         x1: (N1, D) float.
-        x2: (N2, D) float, of the same layer of the same network.
+        x2: (N2, D) float, from the same layer of the same network.
 
     Raises:
-        UserError: other shapes, or values that are not finite.
+        UserError: The shapes do not match, or values are not finite.
     """
     with jax.enable_x64(True):
         return float(energy_from(*_as_products(*_center_pair(*_inputs.feature_pair(x1, x2)))))
@@ -89,14 +90,14 @@ def energy_from(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _as_products(a: np.ndarray, b: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Return both sides for products in float64, or in float32 where there are very many."""
+    """Return both datasets for products in float64, or in float32 if there are too many products."""
     pairs = max(len(a), len(b)) ** 2
     dtype = np.float64 if pairs * a.shape[1] < MAX_DOUBLE_PRODUCTS else np.float32
     return jnp.asarray(a, dtype), jnp.asarray(b, dtype)
 
 
 def _center_pair(a: Any, b: Any) -> tuple[Any, Any]:
-    """Return both sides with the mean of the two means at zero: far from it differences of squares are rounding."""
+    """Center both datasets at the mean of their means, to reduce rounding in differences of squares."""
     origin = (a.mean(0) + b.mean(0)) / 2
     return a - origin[None], b - origin[None]
 
@@ -114,13 +115,13 @@ def _distance(products, x, y, _):
 
 
 def _squared_distance(products, x, y):
-    """Return |x - y|^2; what could be rounding alone is zero, as the root would make much of it."""
+    """Return |x - y|^2, with values at the level of rounding set to zero, since the square root would amplify them."""
     squared = x + y - 2 * products
     return jnp.where(squared > 8 * jnp.finfo(products.dtype).eps * (x + y), squared, 0)
 
 
 def _median_distance(x: np.ndarray) -> float:
-    """Return the median distance of two of the rows of ``x`` (N, D), or of ``MEDIAN_SAMPLE`` of them at equal steps."""
+    """Return the median distance between rows of ``x`` (N, D), of which at most ``MEDIAN_SAMPLE`` are used."""
     x = x[np.linspace(0, len(x) - 1, min(len(x), MEDIAN_SAMPLE)).round().astype(int)]
     squares = (x**2).sum(1)
     with jax.enable_x64(True):
@@ -132,7 +133,7 @@ def _median_distance(x: np.ndarray) -> float:
 def _sum_over_pairs(
     function: PairFunction, scale: float | jax.Array, x: jax.Array, y: jax.Array | None = None
 ) -> jax.Array:
-    """Sum ``function`` over pairs of a row of ``x`` and one of ``y``, or of two different rows of ``x``."""
+    """Sum ``function`` over pairs of a row of ``x`` and a row of ``y``, or of two different rows of ``x``."""
     same = y is None
     y = x if y is None else y
     n, m, tile = len(x), len(y), min(TILE, max(len(x), len(y)))
@@ -144,7 +145,7 @@ def _sum_over_pairs(
 
 @functools.partial(jax.jit, static_argnums=(6, 7, 8))
 def _sum_tiles(x, y, n, m, tiles, scale, function: PairFunction, same: bool, tile: int) -> jax.Array:
-    """Return the sum over ``tiles`` (T, 2) of the grid of pairs; of one side with itself only half of it is there."""
+    """Return the sum over ``tiles`` (T, 2) of the grid of pairs; within one dataset, half of the grid suffices."""
 
     def add_tile(total, corner):
         i, j = corner * tile

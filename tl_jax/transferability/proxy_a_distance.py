@@ -1,4 +1,4 @@
-"""How easily two data sets are told apart, and how many of their classes go by one name."""
+"""Proxy A-distance (how well a classifier distinguishes two datasets), and overlap of class names."""
 
 import re
 from collections.abc import Iterable
@@ -13,21 +13,21 @@ from tl_jax.utils.errors import UserError
 
 
 def proxy_a(x1: _inputs.Array, x2: _inputs.Array, key: jax.Array, c: float = 1.0) -> float:
-    """Return the proxy A-distance of two data sets, 2 (1 - 2 err) (Ben-David et al. 2007).
+    """Return the proxy A-distance of two datasets, 2 (1 - 2 err) (Ben-David et al. 2007).
 
-    err is the error of a linear classifier (``logistic_probe``) that tells the sides apart, on examples that it was
-    not fitted to: 2 where it never errs, about 0 where it does no better than chance, and by chance below. The half of
-    the smaller side, and as many of the other, are fitted to; the errors on the rest of either side weigh the same, so
-    that a side is not recognised by its size. Features are brought to one scale, so that units do not matter.
+    err is the held-out error of a linear classifier (``logistic_probe``) that distinguishes the datasets. The distance
+    is 2 for a perfect classifier, about 0 at chance level, and can be slightly negative. The classifier is fitted to
+    half of the smaller dataset and as many examples of the other. The errors on the rest of both datasets have equal
+    weight, so the size of a dataset does not reveal it. Features are scaled, so units do not matter.
 
     Args:
         x1: (N1, D) float.
-        x2: (N2, D) float, of the same layer of the same network.
-        key: of what is fitted to and what is held out.
-        c: inverse strength of the regularisation, as of ``logistic_probe``.
+        x2: (N2, D) float, from the same layer of the same network.
+        key: random key of the held-out split.
+        c: inverse regularization strength of ``logistic_probe``.
 
     Raises:
-        UserError: other shapes, values that are not finite, or a side of one example.
+        UserError: The shapes do not match, values are not finite, or a dataset has one example.
     """
     pair = _inputs.feature_pair(x1, x2, min_rows=2)
     num_train = min(map(len, pair)) // 2
@@ -39,17 +39,16 @@ def proxy_a(x1: _inputs.Array, x2: _inputs.Array, key: jax.Array, c: float = 1.0
     mean, scale = train.mean(0), train.std(0).mean() or 1.0
     probe = logistic_probe((train - mean[None]) / scale, np.repeat([0, 1], num_train), c=c)
     accuracies = [probe.accuracy((x - mean[None]) / scale, np.full(len(x), side)) for side, x in enumerate(held_out)]
-    return float(2 * (sum(accuracies) - 1))  # 1 - 2 err, of the mean error
+    return float(2 * (sum(accuracies) - 1))  # 1 - 2 err for the mean error
 
 
 def label_overlap(names1: Iterable[str], names2: Iterable[str]) -> float:
-    """Return the share of class names that two data sets have in common, of all that either has (Jaccard 1912).
+    """Return the Jaccard overlap of two datasets' class names: shared names over all names (Jaccard 1912).
 
-    Case and separators do not matter: "Polar_bear", "polar bear" and "PolarBear" are one name. Names that come several
-    times count once.
+    Case and separators are ignored: "Polar_bear", "polar bear" and "PolarBear" are one name. Repeated names count once.
 
     Raises:
-        UserError: a side without names, or with what is no name.
+        UserError: A dataset has no names, or an invalid one.
     """
     first, second = _normalize_names(names1, "names1"), _normalize_names(names2, "names2")
     return len(first & second) / len(first | second)
@@ -60,7 +59,7 @@ def _normalize_names(names: Iterable[str], argument: str) -> set[str]:
     normalized = [re.sub(r"[\W_]+", "", name.casefold()) if isinstance(name, str) else "" for name in listed]
     if isinstance(names, str) or not normalized or not all(normalized):
         invalid = listed[normalized.index("")] if "" in normalized else names
-        raise UserError(f"{argument} must be class names, such as ['cat', 'polar bear'], not {invalid!r}")
+        raise UserError(f"{argument}: must be class names, such as ['cat', 'polar bear'], not {invalid!r}; correct it")
     return set(normalized)
 
 

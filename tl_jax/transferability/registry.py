@@ -1,4 +1,4 @@
-"""Scores and distances by name: ``transferability.report`` and the study of transfer distances have all of them."""
+"""Registry of scores and distances, used by ``transferability.report`` and the study of transfer distances."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -6,18 +6,18 @@ from typing import Any, NamedTuple, TypeVar
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.registry import Registry
 
-# What the function of a measure takes.
-FEATURES = "features"  # (features (N, D), labels (N,), key) -> a float, the higher the better
-MOMENTS = "moments"  # (``_statistics.Moments``) -> a scalar, the higher the better
+# Signatures of measures.
+FEATURES = "features"  # (features (N, D), labels (N,), key) -> float, higher is better
+MOMENTS = "moments"  # (``_statistics.Moments``) -> scalar, higher is better
 PROBABILITIES = (
-    "probabilities"  # (p (N, Z), its classes (N,), labels (N,), weights (B, N), K) -> (B,), the higher the better
+    "probabilities"  # (p (N, Z), its classes (N,), labels (N,), weights (B, N), K) -> (B,), higher is better
 )
-CLASSIFIER = "classifier"  # (features, labels, queries) -> classes, of which the accuracy on held-out parts is a score
-SETS = "sets"  # (features and labels of one set, of another, key) -> a float, the closer the lower
+CLASSIFIER = "classifier"  # (features, labels, queries) -> classes; the score is the held-out accuracy
+SETS = "sets"  # (features and labels of one dataset, of another, key) -> float, lower is closer
 
 
 class Measure(NamedTuple):
-    """A score or distance, and what its function takes: one of the constants above."""
+    """A score or distance with its signature, one of the constants above."""
 
     function: Callable[..., Any]
     takes: str
@@ -28,10 +28,10 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def register_score(name: str, takes: str = FEATURES) -> Callable[[_F], _F]:
-    """Return a decorator that makes a function known as a score, or of ``SETS`` as a distance."""
+    """Return a decorator that registers a function as a score, or as a distance if it takes ``SETS``."""
 
     if takes not in (FEATURES, MOMENTS, PROBABILITIES, CLASSIFIER, SETS):
-        raise UserError(f"score {name!r}: takes={takes!r} is none of the constants of {__name__}; take one of them")
+        raise UserError(f"score {name!r}: unknown takes={takes!r}; use one of the constants of {__name__}")
 
     def register(function: _F) -> _F:
         SCORES.add(name, Measure(function, takes), function.__module__)
@@ -41,5 +41,5 @@ def register_score(name: str, takes: str = FEATURES) -> Callable[[_F], _F]:
 
 
 def measures(takes: str) -> dict[str, Callable[..., Any]]:
-    """Return the functions that take this by name, sorted."""
+    """Return the functions with this signature by name, sorted."""
     return {name: measure.function for name, measure in sorted(SCORES.items()) if measure.takes == takes}

@@ -1,6 +1,6 @@
-"""All scores and distances of one set of features at once, each with its interval and its cost.
+"""Report of all scores and distances of one set of features, with intervals and run times.
 
-Measures that resampling with replacement would mislead get their standard errors from the delete-half jackknife.
+Measures that are biased by resampling with replacement get standard errors from the delete-half jackknife.
 """
 
 import functools
@@ -23,19 +23,19 @@ def standard_error(
 ) -> float:
     """Return the standard error of a measure by the delete-half jackknife (doi:10.1214/aos/1176347263).
 
-    Over samples of m of n examples without replacement a mean has the variance (1 - m / n) s^2 / m, which at half of
-    the examples is s^2 / n: its variance over new data. Other measures are means to first order; that they are larger
-    or smaller of fewer examples does not enter. Each class gives half of its own, rounded up, so that classes keep
-    their shares and no sample lacks one.
+    Over samples of m of n examples without replacement, a mean has variance (1 - m / n) s^2 / m. For half of the
+    examples this is s^2 / n, its variance over new data. Other measures are means to first order; their dependence on
+    the number of examples is ignored. Samples are stratified: half of each class, rounded up, so no class is missing.
 
     Args:
-        measure: takes the places (M,) of each side and returns a number.
+        measure: takes the indices (M,) for each side and returns a number.
         sides: labels (N,) of each side.
-        count: how many samples.
-        rng: what they are drawn from.
+        count: number of samples.
+        rng: random generator of the samples.
 
     Returns:
-        NaN where fewer than two samples are asked for, nothing can be left out, or the measure refuses one of them.
+        The standard error; NaN if there are fewer than two samples, no example can be left out, or the measure raises
+        an error for a sample.
     """
     total = sum(len(labels) for labels in sides)
     try:
@@ -54,14 +54,14 @@ def _half_sample(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.sort(np.concatenate([rng.permutation(c)[: -(-len(c) // 2)] for c in classes]))
 
 
-MAX_RESAMPLED_PRODUCTS = 2**28  # multiplications of a scatter up to which scores are resampled without being asked to
-NUM_RESAMPLES, NUM_HALVES = 100, 20  # of all scores, and of those measures that must be made anew for each
-MAX_HALVED = 500  # examples a side up to which these are halved without being asked to: beyond, that takes minutes
-MAX_COMPARED = 2000  # examples a side at most, of distances that look at all pairs
+MAX_RESAMPLED_PRODUCTS = 2**28  # multiplications of a scatter up to which scores are resampled by default
+NUM_RESAMPLES, NUM_HALVES = 100, 20  # of all scores, and of measures that are recomputed for each sample
+MAX_HALVED = 500  # examples per side up to which these are resampled by default; more take minutes
+MAX_COMPARED = 2000  # examples per side of pairwise distances
 
 
 class Row(NamedTuple):
-    """One measure: its value, a 95 % interval (NaN where there is none), the seconds it took beside what is shared."""
+    """One measure: value, 95 % interval (NaN if there is none), and seconds without the shared computation."""
 
     name: str
     value: float
@@ -96,29 +96,29 @@ def report(
     resamples: int | None = None,
     folds: int = 5,
 ) -> Report:
-    """Return every measure that these arrays allow.
+    """Compute every measure that the arguments allow.
 
     From the features: LogME, both H-scores, TransRate, GBC and SFDA, which share one pass over them, PARC, N-LEEP, and
-    the accuracy of nearest neighbours (k = 5), ridge and logistic probe over ``folds`` parts held out in turn. With
-    ``source_probs`` also LEEP and NCE; with ``source`` the distances between the two sets.
+    the cross-validated accuracy of nearest neighbors (k = 5), ridge and logistic probe. With ``source_probs`` also LEEP
+    and NCE; with ``source`` the distances between the two datasets.
 
     Intervals are the value plus and minus 1.96 standard errors: the standard deviation of the value over resampled
-    examples, or for held-out accuracies over resampled answers. For SFDA, PARC, N-LEEP and the distances, which
-    examples that come twice would mislead, they are from 20 halves of the examples (``standard_error``).
+    examples, or for held-out accuracies over resampled predictions. For SFDA, PARC, N-LEEP and the distances, which
+    repeated examples would bias, they come from 20 half samples (``standard_error``).
 
     Args:
         features: (N, D) float, of the target's examples in the source network.
         labels: (N,) int; gaps are closed.
-        source_probs: (N, Z) float, what the source network's own head says of the target's examples.
-        source: features (M, D) of the source's examples in the same network, and their labels (M,). Of either side
-            at most 2,000 are compared.
-        key: of what is drawn; None is key 0.
-        resamples: for the intervals; None takes 100 where features are few and 0 where each would cost a second. Of
-            halves there are 20, or fewer where ``resamples`` is less; with None none beyond 500 examples a side.
-        folds: parts of the held-out accuracies; a class with fewer examples than this is not held out evenly.
+        source_probs: (N, Z) float, probabilities of the source network's own head for the target's examples.
+        source: features (M, D) of the source's examples in the same network, and their labels (M,). At most 2,000
+            examples per side are compared.
+        key: random key; None for key 0.
+        resamples: number of resamples for the intervals. None uses 100 if they are fast, and 0 if each would take a
+            second. Half samples number at most 20; with None there are none above 500 examples per side.
+        folds: folds of the held-out accuracies; a class with fewer examples is not split evenly.
 
     Raises:
-        UserError: what any of the measures refuses.
+        UserError: An argument is invalid for a measure.
     """
     key = jax.random.key(0) if key is None else key
     with jax.enable_x64(True):
@@ -167,7 +167,7 @@ def _moment_rows(x: jax.Array, y: jax.Array, classes: int, weights: np.ndarray) 
     return [Row("moments (shared)", float(m.num_examples), np.nan, np.nan, shared), *rows]
 
 
-@functools.cache  # so that a second report compiles nothing
+@functools.cache  # so that a second report does not compile again
 def _map_moments(score: Callable[[_statistics.Moments], jax.Array]) -> Any:
     return jax.jit(lambda moments: jax.lax.map(score, moments, batch_size=16))
 
@@ -209,7 +209,7 @@ def _probe_rows(x: np.ndarray, y: np.ndarray, folds: int, weights: np.ndarray, s
 
 
 def _timed_row(name: str, measure: Callable[[], Any], resample: Any = None) -> Row:
-    """Return the row of a measure, and of its values over resampled examples."""
+    """Return the row of a measure, with an interval from its values over resampled examples."""
     start = time.perf_counter()
     value = float(measure())
     seconds = time.perf_counter() - start
@@ -217,7 +217,7 @@ def _timed_row(name: str, measure: Callable[[], Any], resample: Any = None) -> R
 
 
 def _add_interval(row: Row, measure: Callable[..., float], sides: list[np.ndarray], count: int, key: jax.Array) -> Row:
-    """Return a row with the interval of its measure, which takes the places of each side's examples, from halves."""
+    """Return a row with an interval from half samples of its measure, which takes the indices for each side."""
     half = 1.96 * standard_error(measure, sides, count, np.random.default_rng(_seed(key)))
     return row._replace(low=row.value - half, high=row.value + half)
 

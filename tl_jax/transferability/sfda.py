@@ -1,4 +1,4 @@
-"""SFDA: Fisher discriminants of the features, and again of features that were made harder to tell apart."""
+"""SFDA: Fisher discriminant analysis of the features, and of features made harder to separate."""
 
 import functools
 
@@ -10,20 +10,20 @@ from jax.scipy.linalg import eigh_tridiagonal
 from tl_jax.transferability import _inputs, _statistics
 from tl_jax.transferability.registry import register_score
 
-DECAY, MIN_SHRINKAGE = 5.0, 1e-10  # of the shrinkage with the largest eigenvalue, and the least shrinkage
+DECAY, MIN_SHRINKAGE = 5.0, 1e-10  # decay of the shrinkage with the largest eigenvalue, and its minimum
 
 
 def sfda(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, log: bool = False) -> float:
     """Return the score of self-challenging Fisher discriminant analysis (Shao et al. 2022, arXiv:2207.03036).
 
-    1. S_w is the covariance within classes with 1 / n. The shrinkage is a = max(exp(-5 s), 1e-10) for its largest
+    1. S_w is the within-class covariance with 1 / n. The shrinkage is a = max(exp(-5 s), 1e-10) for its largest
        eigenvalue s (the public code stops its power iteration after six products), and W is
        (1 - a) S_w + a trace(S_w) / D I.
-    2. The discriminant of class c is x' inv(W) m_c - 1/2 m_c' inv(W) m_c + log q_c with class means m and shares q,
-       which is what all the axes of regularised Fisher discriminant analysis give, and p(c|x) is the softmax over c.
-    3. Confident mixing: each x becomes t x + (1 - t) u, where u is the mean of the other classes' means and t is the
-       entry of x's own class in a second softmax, of p itself, which public code has to soften p.
-    4. Steps 1 and 2 again for these, with the same a. The score is the mean of p(y|x) as the public code has it, in
+    2. The discriminant of class c is x' inv(W) m_c - 1/2 m_c' inv(W) m_c + log q_c with class means m and proportions
+       q, which equals regularized Fisher discriminant analysis with all axes. p(c|x) is the softmax over c.
+    3. Confident mixing: each x becomes t x + (1 - t) u, where u is the mean of the other classes' means. t is the entry
+       of x's own class in a second softmax, of p itself, with which public code softens p.
+    4. Steps 1 and 2 are repeated for these, with the same a. The score is the mean of p(y|x) as in the public code, in
        [0, 1], or with ``log`` the mean of log p(y|x).
 
     Args:
@@ -32,8 +32,8 @@ def sfda(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, log: 
         log: return the mean log-likelihood, in nats, at most 0.
 
     Raises:
-        UserError: shapes that do not belong together, values that are not finite, labels that are not whole numbers
-            from 0 on, or a single class.
+        UserError: The shapes do not match, features are not finite, labels are not class indices, or there is only one
+            class.
     """
     with jax.enable_x64(True):
         x, y, classes = _inputs.score_inputs(features, labels)
@@ -45,13 +45,13 @@ def sfda(features: np.ndarray | jax.Array, labels: np.ndarray | jax.Array, log: 
 def sfda_from(
     m: _statistics.Moments, x: jax.Array, y: jax.Array, *, single: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Return ``sfda`` and what it is with ``log``, from (N, D) features, (N,) labels and their moments without weights.
+    """Return ``sfda`` without and with ``log``, from (N, D) features, (N,) labels and their unweighted moments.
 
     Args:
         m: the moments.
         x: (N, D) float.
         y: (N,) int in [0, K).
-        single: products in float32 for the second scatter.
+        single: whether products of the second scatter are float32.
     """
     n, d = x.shape
     nonempty = m.counts > 0
@@ -91,7 +91,7 @@ def sfda_from(
 
 
 def _within_covariance(rows, y: jax.Array, means: jax.Array, n: int, d: int, single: bool) -> jax.Array:
-    """Return the covariance within classes (D, D) of what ``rows`` gives for an index (B,)."""
+    """Return the within-class covariance (D, D) of the rows that ``rows`` returns for an index (B,)."""
 
     def deviations(index, valid):
         return (rows(index) - means[y[index]]) * valid[:, None]
@@ -100,7 +100,7 @@ def _within_covariance(rows, y: jax.Array, means: jax.Array, n: int, d: int, sin
 
 
 def _shrinkage(within: jax.Array) -> jax.Array:
-    # A row's length is a lower bound of the eigenvalue; where that is enough for the least shrinkage it is not needed.
+    # A row's norm is a lower bound of the eigenvalue; if it already gives the minimum shrinkage, it suffices.
     bound = jnp.sqrt((within**2).sum(1)).max()
     needed = (jnp.exp(-DECAY * bound) > MIN_SHRINKAGE) & (len(within) > 1)
     largest = jax.lax.cond(needed, _largest_eigenvalue, lambda a: bound, within)
@@ -108,7 +108,7 @@ def _shrinkage(within: jax.Array) -> jax.Array:
 
 
 def _largest_eigenvalue(a: jax.Array) -> jax.Array:
-    """Return the largest eigenvalue of a symmetric matrix, for a third of what ``eigvalsh`` takes to find all."""
+    """Return the largest eigenvalue of a symmetric matrix, in a third of the time of ``eigvalsh``."""
     if len(a) == 1:
         return a[0, 0]
     _, diagonal, off_diagonal, _ = jax.lax.linalg.tridiagonal(a)
@@ -117,11 +117,11 @@ def _largest_eigenvalue(a: jax.Array) -> jax.Array:
 
 
 def _discriminants(within: jax.Array, a: jax.Array, means: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return kernel (D, K) and bias (K,) of the classes' discriminants."""
+    """Return kernel (D, K) and bias (K,) of the class discriminants."""
     d = len(within)
     regularized = (1 - a) * within + a * jnp.trace(within) / d * jnp.eye(d)
     kernel = _statistics.solve_psd(regularized, means.T)
     return kernel, jnp.log(counts / counts.sum()) - 0.5 * (means.T * kernel).sum(0)
 
 
-register_score("sfda")(lambda x, y, key: sfda(x, y))  # the report takes its value from the shared moments
+register_score("sfda")(lambda x, y, key: sfda(x, y))  # the report computes it from the shared moments

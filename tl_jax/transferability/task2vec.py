@@ -1,4 +1,4 @@
-"""Task2Vec: a task as the vector of what each parameter of a network matters to it."""
+"""Task2Vec: task embedding by the importance of each network parameter."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from tl_jax.transferability import _inputs
 from tl_jax.utils.errors import UserError
 
-MAX_GRADIENTS = 2**26  # gradients of one label each that may be in memory at once, in numbers: 256 MiB
+MAX_GRADIENTS = 2**26  # numbers in the per-label gradients in memory at once: 256 MiB
 
 
 def task2vec(
@@ -23,36 +23,36 @@ def task2vec(
 ) -> jax.Array:
     """Return the Task2Vec embedding of a task: the diagonal of a network's Fisher information on its inputs.
 
-    For each parameter w it is the mean over examples of E (d log p(y | x) / dw)^2, labels y drawn as the network p has
-    them (Achille et al. 2019, arXiv:1902.03545). By default that expectation is taken over all K classes, exactly,
-    which takes K backward passes an example; with ``draws`` over as many labels drawn from ``key``. The paper's trunk
-    is fixed and its head fitted to the task beforehand, and the embedding is the trunk's: pass as ``params`` what it
-    is to be of, and close over the rest. Reverse mode, so that layers with a backward pass of their own will do.
+    For each parameter w it is the mean over examples of E (d log p(y | x) / dw)^2, with labels y distributed as the
+    network's p (Achille et al. 2019, arXiv:1902.03545). By default the expectation is exact, over all K classes, which
+    takes K backward passes per example; with ``draws`` it uses that many labels sampled with ``key``. In the paper, the
+    trunk is fixed, the head is fitted to the task first, and the embedding is that of the trunk: pass the trunk's
+    parameters as ``params``, and close over the others. Reverse mode is used, so custom backward passes are supported.
 
     Args:
-        apply: pure function, (params, inputs (N, ...)) -> logits (N, K); what it makes of one example must not depend
-            on others.
+        apply: pure function, (params, inputs (N, ...)) -> logits (N, K); each example's logits must not depend on other
+            examples.
         params: tree of float arrays.
-        inputs: (N, ...), or a tree of such.
-        key: of the labels, with ``draws``.
-        draws: labels an example; 0 for all, each with its probability.
-        per_filter: average over all axes but the last of a leaf, which gives one number a filter, as in the paper.
+        inputs: (N, ...), or a tree of such arrays.
+        key: random key of the labels, with ``draws``.
+        draws: labels per example; 0 for all, weighted by their probability.
+        per_filter: average each leaf over all axes but the last, which gives one number per filter, as in the paper.
 
     Returns:
-        (E,) float32, leaves one after another in the order of ``jax.tree.leaves``.
+        (E,) float32, leaves concatenated in the order of ``jax.tree.leaves``.
 
     Raises:
-        UserError: no inputs, logits of another shape, values that are not finite, or draws without a key.
+        UserError: There are no inputs, logits have another shape, values are not finite, or ``draws`` lacks a key.
     """
     inputs = jax.tree.map(jnp.asarray, inputs)
     counts = {len(leaf) if leaf.ndim else 0 for leaf in jax.tree.leaves(inputs)}
     if len(counts) != 1 or 0 in counts:
-        raise UserError(f"task2vec takes inputs (N, ...), N the same in all and above 0, not N of {sorted(counts)}")
+        raise UserError(f"task2vec: inputs have N of {sorted(counts)}; pass inputs (N, ...) with one N above 0")
     if draws < 0 or (draws and key is None):
-        raise UserError(f"draws={draws} must be 0, for all labels, or above with a key; pass key")
+        raise UserError(f"draws={draws}: must be 0, for all labels, or positive with a key; pass key")
     logits = jax.eval_shape(apply, params, inputs)
     if not hasattr(logits, "shape") or logits.ndim != 2 or len(logits) not in counts or logits.shape[1] < 2:
-        raise UserError(f"apply must return logits (N, K), K 2 or more, not {jax.tree.map(jnp.shape, logits)}")
+        raise UserError(f"apply: returned {jax.tree.map(jnp.shape, logits)}; it must return logits (N, K), K 2 or more")
     keys = jax.random.split(jax.random.key(0) if key is None else key, len(logits))
     fisher = jax.jit(_fisher, static_argnums=(0, 4))(apply, params, inputs, keys, draws)
     leaves = [leaf.reshape(-1, leaf.shape[-1]).mean(0) if per_filter and leaf.ndim else leaf.ravel() for leaf in fisher]
@@ -64,24 +64,24 @@ def task2vec(
 def task2vec_distance(e1: np.ndarray | jax.Array, e2: np.ndarray | jax.Array) -> float:
     """Return the symmetric distance of two embeddings, 1 - cos(e1 / (e1 + e2), e2 / (e1 + e2)), in [0, 1].
 
-    This is the paper's (Achille et al. 2019, arXiv:1902.03545). The quotients make small and large entries count the
-    same; entries which both have at zero say nothing and are left out.
+    This is the paper's distance (Achille et al. 2019, arXiv:1902.03545). The quotients give small and large entries the
+    same weight; entries that are zero in both are omitted.
 
     Args:
-        e1: (E,) float, not negative.
+        e1: (E,) float, nonnegative.
         e2: (E,) float, of the same parameters of the same network.
 
     Raises:
-        UserError: other shapes, values that are negative or not finite, or embeddings that are zero.
+        UserError: The shapes differ, values are negative or not finite, or an embedding is zero.
     """
     a, b = (
         np.asarray(_inputs.as_real(e, name), np.float64) for e, name in ((e1, "entries of e1"), (e2, "entries of e2"))
     )
     if a.ndim != 1 or a.shape != b.shape:
-        raise UserError(f"embeddings are (E,) of the same parameters, not {a.shape} and {b.shape}")
+        raise UserError(f"embeddings {a.shape} and {b.shape} do not match; pass (E,) of the same parameters")
     for e, name in ((a, "e1"), (b, "e2")):
         if not (np.isfinite(e) & (e >= 0)).all() or not e.any():
-            raise UserError(f"{name} must be a task2vec embedding: finite, not negative, and not zero throughout")
+            raise UserError(f"{name}: not a task2vec embedding; it must be finite, nonnegative and not all zero")
     total = np.where(a + b > 0, a + b, 1)
     a, b = a / total, b / total
     return float(np.clip(1 - (a @ b) / np.sqrt((a @ a) * (b @ b)), 0, 1))
@@ -101,7 +101,7 @@ def _fisher(apply: Callable, params: Any, inputs: Any, keys: jax.Array, draws: i
             return jax.nn.log_softmax(apply(params, jax.tree.map(lambda leaf: leaf[None], x))[0].astype(jnp.float32))
 
         value, backward = jax.vjp(log_p, params)
-        # Row y of the identity asks for the gradient of log p(y).
+        # Row y of the identity selects the gradient of log p(y).
         rows, weights = jnp.eye(classes), jnp.exp(value)
         if draws:
             rows, weights = rows[jax.random.categorical(key, value, shape=(draws,))], jnp.full(draws, 1 / draws)
@@ -112,7 +112,7 @@ def _fisher(apply: Callable, params: Any, inputs: Any, keys: jax.Array, draws: i
     def add(total: list[jax.Array], examples: Any) -> tuple[list[jax.Array], None]:
         return [t + f.sum(0) for t, f in zip(total, jax.vmap(example_fisher)(examples), strict=True)], None
 
-    # The last chunk is filled with examples that do not count.
+    # The last chunk is padded with examples of weight 0.
     index = jnp.arange(-(-n // chunk) * chunk)
     examples = *jax.tree.map(lambda leaf: leaf[index % n], (inputs, keys)), (index < n).astype(jnp.float32)
     chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), examples)

@@ -1,9 +1,9 @@
-"""The scores and distances that can be traced: for ``jax.jit``, ``jax.vmap`` and ``jax.lax.map``, in a search say.
+"""Scores and distances that can be traced by ``jax.jit``, ``jax.vmap`` and ``jax.lax.map``, for example in a search.
 
-They are what the functions of the same names in ``tl_jax.transferability`` compute, without their checks: arrays are
-finite, labels are whole numbers in [0, K), and K is given. Values are scalars in the widest type that the caller
-allows, float64 under ``jax.enable_x64(True)`` and else float32, in which scatters of nearly dependent features lose
-digits. A class without examples counts for nothing.
+They compute the functions of the same names in ``tl_jax.transferability`` without checks: arrays must be finite, labels
+whole numbers in [0, K), and K is given. Values are scalars in the widest enabled dtype: float64 under
+``jax.enable_x64(True)``, else float32, in which scatters of nearly dependent features lose digits. Classes without
+examples are ignored.
 
     jax.vmap(lambda f: traceable.logme(f, labels, 10))(features_of_layers)
 """
@@ -31,7 +31,7 @@ def leep(source_probs: jax.Array, labels: jax.Array, num_classes: int) -> jax.Ar
 
 
 def nce(source_labels: jax.Array, labels: jax.Array, num_sources: int, num_classes: int) -> jax.Array:
-    """Return ``nce`` of (N,) labels of the source in [0, num_sources) and (N,) labels."""
+    """Return ``nce`` of (N,) source labels in [0, num_sources) and (N,) labels."""
     return nce_from(source_labels, labels, jnp.ones(len(labels)), sources=num_sources, classes=num_classes)
 
 
@@ -66,7 +66,7 @@ def sfda(features: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
 
 
 def parc(source_probs: jax.Array, labels: jax.Array) -> jax.Array:
-    """Return ``parc`` of (N, Z) probabilities or features and (N,) labels; N^2 / 2 pairs, all of them."""
+    """Return ``parc`` of (N, Z) probabilities or features and (N,) labels, over all N^2 / 2 pairs."""
     return parc_from(source_probs, labels)
 
 
@@ -77,9 +77,9 @@ def linear_cka(x1: jax.Array, x2: jax.Array, debiased: bool = False) -> jax.Arra
 
 
 def mmd(x1: jax.Array, x2: jax.Array, kernel: str = "poly", bandwidth: float | jax.Array = 1.0) -> jax.Array:
-    """Return ``mmd`` of (N1, D) and (N2, D) features; "rbf" takes the bandwidth that is given."""
+    """Return ``mmd`` of (N1, D) and (N2, D) features; "rbf" uses the given bandwidth."""
     if kernel not in KERNELS:
-        raise UserError(f"no kernel {kernel!r}; {nearest(kernel, KERNELS)}")
+        raise UserError(f"unknown kernel {kernel!r}; {nearest(kernel, KERNELS)}")
     a, b = (x1, x2) if kernel == "poly" else _center(x1, x2)
     return mmd_from(a, b, kernel=kernel, scale=x1.shape[1] if kernel == "poly" else bandwidth)
 
@@ -92,7 +92,7 @@ def energy(x1: jax.Array, x2: jax.Array) -> jax.Array:
 def sliced_wasserstein(
     x1: jax.Array, x2: jax.Array, key: jax.Array, projections: int = 256, order: float = 2.0
 ) -> jax.Array:
-    """Return ``sliced_wasserstein`` of (N1, D) and (N2, D) features along directions drawn from ``key``."""
+    """Return ``sliced_wasserstein`` of (N1, D) and (N2, D) features along random directions from ``key``."""
     a, b = _center(x1, x2)
     return sliced_wasserstein_from(a, b, random_directions(key, projections, x1.shape[1]), order=float(order))
 
@@ -104,7 +104,7 @@ def _moments(features: jax.Array, labels: jax.Array, num_classes: int, rates: bo
 
 
 def _center(x1: jax.Array, x2: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return both sides with the mean of the two means at zero, in the widest type."""
+    """Center both datasets at the mean of their means, in the widest dtype."""
     a, b = (x.astype(_statistics.widest()) for x in (x1, x2))
     origin = ((a.mean(0) + b.mean(0)) / 2)[None]
     return a - origin, b - origin
