@@ -172,11 +172,11 @@ def test_the_next_transfer_starts_from_the_folder(run):
 
 
 def test_what_is_no_bundle_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no bundle in .*bundle.json is missing; export a run, and pass RUN/export"):
+    with pytest.raises(UserError, match=r"not a bundle, bundle.json is missing; export a run, and pass RUN/export"):
         pretrained.load("resnet8", "tl_jax", tmp_path)
-    with pytest.raises(UserError, match="no bundle in"):
+    with pytest.raises(UserError, match="not a bundle"):
         pretrained.load(source="tl_jax", path=tmp_path / "nowhere")
-    with pytest.raises(UserError, match="name the model"):
+    with pytest.raises(UserError, match="pass a model name"):
         pretrained.load(path=tmp_path)
 
 
@@ -187,21 +187,24 @@ def test_other_weights_than_were_written_are_refused(copy, name):
     content[-1] ^= 1
     file.write_bytes(content)
     for path in (copy, file):
-        with pytest.raises(UserError, match=r"has SHA-256 \w{12}\.\.\., bundle.json says \w{12}.*copy the bundle anew"):
+        with pytest.raises(UserError, match=r"SHA-256 \w{12}\.\.\., but bundle.json has \w{12}.*copy the bundle again"):
             pretrained.load(name, "tl_jax", path)
     file.unlink()
-    with pytest.raises(UserError, match=r"has no model.safetensors; copy the whole bundle"):
+    with pytest.raises(UserError, match=r"model.safetensors is missing; copy the whole bundle"):
         pretrained.load(name, "tl_jax", copy)
 
 
 @pytest.mark.parametrize(
     "change,message",
     [
-        ({"version": 2}, "format version 2, known here is 1; install"),
+        ({"version": 2}, "format version 2 is not supported, only 1; install"),
         ({"files": 3}, r"bundle.json: files is 3, not an object .*; export the run again"),
-        ({"files": {"model.safetensors": {"sha256": 5}}}, "has no sha256 of .model.safetensors.; export the run again"),
+        (
+            {"files": {"model.safetensors": {"sha256": 5}}},
+            "the sha256 of .model.safetensors. is missing; export the run again",
+        ),
         ({"model": ["resnet8"]}, "bundle.json: model is a list, not a text; export the run again"),
-        ({"model": None}, "has no model; export the run again"),
+        ({"model": None}, "model is missing; export the run again"),
         ({"task": "policy"}, "holds a policy; start a run from it"),
     ],
 )

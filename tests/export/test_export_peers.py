@@ -69,7 +69,7 @@ def test_torchvision(name, tmp_path, monkeypatch):
     [
         ("resnet8", "tl_jax", 32, "has no `resnet8`"),
         ("resnet50_tiny", "keras", 32, "Keras has no `resnet50_tiny`"),
-        ("mobilenet_v2_035", "keras", 16, "takes no pictures of 16 pixels"),
+        ("mobilenet_v2_035", "keras", 16, "does not take 16 pixel images"),
     ],
 )
 def test_what_no_library_has_is_said(name, source, size, why, tmp_path):

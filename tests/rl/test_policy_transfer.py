@@ -73,7 +73,7 @@ def test_what_is_named_travels_and_nothing_else(tmp_path, take, prefixes):
 def test_surgery_draws_the_border_anew_and_takes_the_rest(tmp_path):
     found, theirs = saved(tmp_path / "a.safetensors", CARTPOLE)
     _, mine = drawn(ACROBOT, 1)
-    with pytest.raises(UserError, match=r"CartPole-v1 has the spaces .*\[4\].*\[6\].*init.allow_shape_mismatch=True"):
+    with pytest.raises(UserError, match=r"CartPole-v1: its spaces .*\[4\].*\[6\].*init.allow_shape_mismatch=True"):
         policy_transfer.load_components(mine, found, policy_transfer.DEFAULT_COMPONENTS, False, ACROBOT.spaces)
     after, new = policy_transfer.load_components(mine, found, policy_transfer.DEFAULT_COMPONENTS, True, ACROBOT.spaces)
     assert set(new) == {
@@ -160,7 +160,7 @@ def test_optimizer_state_travels_with_all_of_the_network_or_not_at_all(tmp_path)
             0
         ]
     )
-    with pytest.raises(UserError, match="params/head/policy/bias, .* would be new; take trunk, policy and value"):
+    with pytest.raises(UserError, match="params/head/policy/bias, .* would be new; add trunk, policy and value"):
         policy_transfer.load_components(mine, found, ("trunk", "optimizer"), False, CARTPOLE.spaces)
-    with pytest.raises(UserError, match="no optimizer state of head/policy/bias.*export again"):
+    with pytest.raises(UserError, match="no optimizer state of head/policy/bias.*; export a run"):
         policy_transfer.load_components(mine, bare, everything, False, CARTPOLE.spaces)

@@ -1,4 +1,4 @@
-"""What others can load: bundles of weights, StableHLO programs, files of other libraries, and model cards."""
+"""Export for other users: bundles of weights, StableHLO programs, files for other libraries, and model cards."""
 
 import importlib
 import warnings
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Return what stood here in 0.1; that works for one release."""
+    """Return a name of 0.1, which is supported for one release."""
     if name in ("export", "write_bundle"):
-        bundle = importlib.import_module("tl_jax.export.bundle")  # above the tasks, which import this package
-        warnings.warn(f"tl_jax.export.{name} is tl_jax.export.bundle.{name}", DeprecationWarning, stacklevel=2)
+        bundle = importlib.import_module("tl_jax.export.bundle")  # it imports the tasks, which import this package
+        warnings.warn(f"tl_jax.export.{name} is now tl_jax.export.bundle.{name}", DeprecationWarning, stacklevel=2)
         return getattr(bundle, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""Export of a trained network as a bundle for others: weights, StableHLO program, files for other libraries, card.
+"""Export of a trained network as a bundle: weights, StableHLO program, files for other libraries, and model card.
 
-The weights are written in full, and as a delta against the published ones.
+The weights are written in full, and as a delta relative to the published ones.
 """
 
 import re
@@ -19,15 +19,15 @@ from tl_jax.train.workdir import read_facts, read_json, write_json
 
 
 def write_bundle(task: Task, workdir: Path, step: int) -> None:
-    """Write all files of the bundle but the weights, from the weights in ``workdir/export``.
+    """Write all files of the bundle except the weights, from the weights in ``workdir/export``.
 
     Args:
-        task: of the run.
-        workdir: its folder, with result files and the weights that ``export`` wrote.
-        step: of the weights.
+        task: task of the run.
+        workdir: folder of the run, with result files and the weights written by ``export``.
+        step: step of the weights.
     """
     folder = workdir / "export"
-    # Of an earlier export of this run.
+    # Left by an earlier export of this run.
     for stale in (formats.BUNDLE_FILE, PROGRAM_FILE, frameworks.KERAS_FILE, frameworks.TORCHVISION_FILE):
         (folder / stale).unlink(missing_ok=True)
     contents = task.bundle_contents(folder, step)
@@ -46,7 +46,7 @@ def write_bundle(task: Task, workdir: Path, step: int) -> None:
         PROGRAM_FILE: f"program for {', '.join(stablehlo.PLATFORMS)}: {contents.program.output}",
     }
     if (folder / DELTA_FILE).is_file():
-        files[DELTA_FILE] = "only what changed, for pretrained.load(..., delta=FILE) on the weights it started from"
+        files[DELTA_FILE] = "the changes of training, for pretrained.load(..., delta=FILE) with the source weights"
     bundle = formats.write_bundle_json(folder, facts, files)
     loaders = {**contents.loaders, **model_card.jax_loader(PROGRAM_FILE, io)}
     if facts["classes"] and contents.program.output == "probabilities":
@@ -54,21 +54,19 @@ def write_bundle(task: Task, workdir: Path, step: int) -> None:
             heading: loader._replace(code=loader.code + model_card.CLASS_NAMES_CODE)
             for heading, loader in loaders.items()
         }
-    import_notes = (
-        f"The network is one of the module `{name}`: import that first." for name in facts.get("modules", ())
-    )
+    import_notes = (f"The network is in the module `{name}`; import it first." for name in facts.get("modules", ()))
     model_card.write_card(folder, bundle, loaders, (*contents.notes, *import_notes))
-    say(f"wrote the bundle {folder}; {folder / model_card.CARD_FILE} says how others load it")
+    say(f"wrote the bundle {folder}; {folder / model_card.CARD_FILE} describes how to load it")
 
 
-# Fields that hold paths of this machine, which are nobody's business: of the configuration, the facts and the summary.
+# Fields of the configuration, facts and summary with local paths, which are private.
 PATH_FIELDS = (
     "data.dir", "init.path", "cache.dir", "faces.known", "faces.pairs", "faces.test_file", "weights", "facts.weights",
 )  # fmt: skip
 
 
 def write_run_files(workdir: Path, folder: Path) -> None:
-    """Write what ``load_learner`` needs to know of a run: its files, without the folders of this machine."""
+    """Write the files of a run that ``load_learner`` needs, without local paths."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in RUN_FILES:
         content = read_json(workdir / name)
@@ -78,7 +76,7 @@ def write_run_files(workdir: Path, folder: Path) -> None:
 
 
 def _hide_path(content: dict[str, Any], field: str) -> None:
-    """Replace a path by its last part, where ``field``, such as "data.dir", holds one."""
+    """Replace the path in ``field``, such as "data.dir", by its last component."""
     group, _, name = field.rpartition(".")
     holder = content.get(group) if group else content
     if not isinstance(holder, dict):
@@ -89,29 +87,29 @@ def _hide_path(content: dict[str, Any], field: str) -> None:
 
 
 def is_hub_name(value: str) -> bool:
-    """Whether a value is "owner/name" of a repository, and no folder here."""
+    """Return whether a value is a repository "owner/name", and not a local folder."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", value) is not None and value[0] != "." and not Path(value).exists()
 
 
 def export(config: recipe.Config, folder: str | Path, dtype: str = "float32") -> Path:
-    """Write a run into ``export/`` as a bundle that others load, see ``write_bundle``, and return its weights.
+    """Write a run into ``export/`` as a bundle, see ``write_bundle``, and return the path of its weights.
 
-    Those of a text network are the folder that transformers opens.
+    The weights of a text network are a folder in transformers' format.
 
-    Of an image network ``export/model.safetensors`` is what ``pretrained.load(source="tl_jax")`` reads, of a policy
-    what ``init.path`` takes. That of faces puts out embeddings, whose length is not yet 1, that of a detector is the
-    network below the head, to be started from.
+    For an image network, ``pretrained.load(source="tl_jax")`` reads ``export/model.safetensors``; for a policy,
+    ``init.path`` accepts it. A face network outputs embeddings before normalization; a detector's file has the network
+    below the head, for fine-tuning.
 
-    Beside it comes ``export/delta.safetensors``: only what changed, for ``pretrained.load(..., delta=FILE)`` on top of
-    the weights that the run started from. Adapters are merged into plain kernels in the first and kept in the second.
-    ``dtype`` is that of the values in the first: "float16" halves it.
+    ``export/delta.safetensors`` has only the changes, for ``pretrained.load(..., delta=FILE)`` on top of the weights
+    from which the run started. Adapters are merged in the former and kept separate in the latter. ``dtype`` is that of
+    the former; "float16" halves it.
     """
-    stablehlo.check_serialization()  # before the weights, which alone would be half a bundle
+    stablehlo.check_serialization()  # first, to avoid an incomplete bundle
     folder = Path(folder).expanduser()
     source = read_facts(folder).get("weights", "random")
     has_source = source == "random" or Path(source).exists()
     if not has_source:
-        say(f"no delta is written: the weights that the run started from are gone ({source})")
+        say(f"no delta is written: the weights from which the run started are missing ({source})")
     task, start, state = restore(config, folder, data=False, weights=has_source)
     path = task.export_weights(folder, start if has_source else None, state, dtype)
     write_bundle(task, folder, int(state.step))

@@ -1,7 +1,6 @@
-"""Export of weights to Keras (``.weights.h5``) and torchvision, under their names and in their layouts.
+"""Export of weights to Keras (``.weights.h5``) and torchvision, with their names and layouts.
 
-The conversion tables of ``tl_jax.pretrained`` are applied backwards. The files are for networks that these libraries
-build themselves.
+The conversion tables of ``tl_jax.pretrained`` are inverted. The files are for the networks that these libraries build.
 """
 
 import dataclasses
@@ -24,14 +23,14 @@ from tl_jax.pretrained.network import Pretrained
 from tl_jax.utils import disk, tree
 from tl_jax.utils.scaling import SCALINGS
 
-# The regexes of the tables are names with these in them: groups that a path refers to, and spellings of which the last
-# is today's.
+# A table's regex is a name with groups, which the path refers to, and alternative spellings, of which the last is
+# current.
 _GROUP = re.compile(r"\((?!\?)([^()]*)\)")
 _SPELLINGS = re.compile(r"\(\?:[^()]*?([^()|]*)\)")
 
 
 class NamedArray(NamedTuple):
-    """An array as another library has it: its name there, and the path of the leaf of ours that it is made from."""
+    """An array for another library: its name there, and the path of our leaf."""
 
     name: str
     path: str
@@ -41,11 +40,11 @@ class NamedArray(NamedTuple):
 def named_arrays(variables: Mapping[str, Any], table: Table) -> list[NamedArray]:
     """Return the leaves of a network as arrays under the names of a table's source.
 
-    Leaves of layers that Keras names automatically have no name there; they keep our path.
+    Leaves of layers that Keras names automatically keep our path.
 
     Args:
         variables: ``{"params": ..., "batch_stats": ...}``.
-        table: of the source.
+        table: conversion table of the source.
     """
     inverse_rules = [_invert_rule(rule) for rule in table.rules if rule.path != NATIVE_RULE.path]
     arrays = []
@@ -56,7 +55,7 @@ def named_arrays(variables: Mapping[str, Any], table: Table) -> list[NamedArray]
             (None, path, keep),
         )
         if match is None and not table.layers:
-            raise ValueError(f"no rule of the table leads to {path}")
+            raise ValueError(f"no rule of the table produces {path}")
         if match is not None:
             name, array = match.expand(name), INVERSES[transform](array)
         arrays.append(NamedArray(name, path, np.ascontiguousarray(array)))
@@ -64,12 +63,12 @@ def named_arrays(variables: Mapping[str, Any], table: Table) -> list[NamedArray]
 
 
 def _invert_rule(rule: Rule) -> tuple[re.Pattern[str], str, Any]:
-    r"""Return the regex over our paths, the name that it expands to, and the transform of the rule.
+    r"""Return the regex over our paths, the replacement that gives the source's name, and the rule's transform.
 
     ``layer(\d)\.0\.conv(\d)\.weight -> params/stage\1/block1/conv\2/kernel`` becomes
     ``params/stage(?P<g1>\d)/block1/conv(?P<g2>\d)/kernel -> layer\g<g1>.0.conv\g<g2>.weight``.
     """
-    pieces = _GROUP.split(_SPELLINGS.sub(r"\1", rule.pattern))  # text and groups in turn
+    pieces = _GROUP.split(_SPELLINGS.sub(r"\1", rule.pattern))  # alternating text and groups
     name = "".join(rf"\g<g{i // 2 + 1}>" if i % 2 else piece.replace(r"\.", ".") for i, piece in enumerate(pieces))
     path = re.split(r"\\(\d)", rule.path)
     pattern = "".join(
@@ -84,12 +83,12 @@ _KERAS_CLASSES = {"conv": "conv2d", "depthwise": "depthwise_conv2d", "norm": "ba
 def save_keras(path: Path, variables: Mapping[str, Any], table: Table) -> None:
     """Write ``layers/CLASS_NUMBER/vars/NUMBER``: layers are counted by class, in the order of ``model.layers``.
 
-    The name of each layer stands beside it, where Keras names it at all.
+    The layer's name is stored too, unless Keras names it automatically.
 
     Args:
-        path: file to write, ending in ``.weights.h5``; it is put in place whole or not at all.
+        path: output file, ending in ``.weights.h5``, written atomically.
         variables: ``{"params": ..., "batch_stats": ...}``.
-        table: of the source "keras".
+        table: conversion table of the source "keras".
     """
     leaves: dict[str, list] = {}
     for entry in named_arrays(variables, table):
@@ -113,7 +112,7 @@ def save_keras(path: Path, variables: Mapping[str, Any], table: Table) -> None:
 
 
 def _keras_order(leaves: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Return the arrays of a layer in Keras' order: a kernel before its bias, a norm's scale before it."""
+    """Return the arrays of a layer in Keras' order: kernel before bias, scale before offset."""
     order = ("scale", "bias", "mean", "var") if "mean" in leaves else ("kernel", "bias")
     return [leaves[name] for name in order if name in leaves]
 
@@ -126,13 +125,13 @@ _KERAS_FUNCTIONS |= {
     "resnet152": "ResNet152",
     "resnet50v2": "ResNet50V2",
 }
-_MIN_SIZE = 32  # pixels a side that keras.applications takes
-# Attributes that change nothing in evaluation, or that the other library has as well.
+_MIN_SIZE = 32  # smallest side in pixels in keras.applications
+# Attributes without effect in evaluation, or that the other library has too.
 _IGNORED_ATTRIBUTES = ("dropout", "fc_dropout", "drop_path", "fc", "aux", "transform_input")
 
 
 class FrameworkFile(NamedTuple):
-    """What was written for another library: name of the file, what it is, and code that loads it; or why nothing."""
+    """A file for another library: name, description and code that loads it; or the reason why there is none."""
 
     file: str = ""
     description: str = ""
@@ -143,27 +142,27 @@ class FrameworkFile(NamedTuple):
 def write_weights(
     folder: Path, net: Pretrained, source: str, embeddings: bool = False, classes: Sequence[str] = ()
 ) -> FrameworkFile:
-    """Write the weights as the library that has this network names them: Keras or torchvision, whose networks differ.
+    """Write the weights for Keras or torchvision, whichever has this network.
 
     Args:
-        folder: to write into.
+        folder: output folder.
         net: the network.
-        source: of the weights that training started from, or whose network was drawn.
-        embeddings: whether the head's outputs are no classes.
-        classes: names of the head's outputs, for the metadata of the file of torchvision.
+        source: source of the initial weights, or of the architecture if they were random.
+        embeddings: whether the head outputs embeddings rather than classes.
+        classes: class names of the head, for the metadata of torchvision's file.
     """
     name, size = net.spec.model, net.spec.image_size
     library = "keras" if _is_keras(net, source) else "torchvision"
     published = CATALOG.get((name, library), PretrainedSpec(name, library))
     if not published.parameters:
-        return FrameworkFile(reason=f"{library.replace('keras', 'Keras')} has no `{name}`, so no file is in its names.")
+        return FrameworkFile(reason=f"{library.replace('keras', 'Keras')} has no `{name}`, so there is no file for it.")
     peer = models.create(name, net.spec.num_classes, **published.options)
     fields = [
         field.name for field in dataclasses.fields(peer) if field.name not in (*_IGNORED_ATTRIBUTES, "dtype", "parent")
     ]
     if different := [field for field in fields if getattr(net.model, field) != getattr(peer, field)]:
         return FrameworkFile(
-            reason=f"{library}'s `{name}` differs in {', '.join(different)}, so no file is in its names."
+            reason=f"{library}'s `{name}` differs in {', '.join(different)}, so there is no file for it."
         )
     if library == "torchvision":
         arrays = {
@@ -173,7 +172,7 @@ def write_weights(
             safetensors.numpy.save_file(arrays, temporary, {"format": "pt", "classes": json.dumps(list(classes))})
         return FrameworkFile(TORCHVISION_FILE, f"the state dict of torchvision's `{name}`", _torchvision_loader(net))
     if size < _MIN_SIZE or (getattr(net.model, "fc", False) and size != published.image_size):
-        return FrameworkFile(reason=f"Keras' `{name}` takes no pictures of {size} pixels, so no file is in its names.")
+        return FrameworkFile(reason=f"Keras' `{name}` does not take {size} pixel images, so there is no file for it.")
     save_keras(folder / KERAS_FILE, net.variables, catalog.conversion_table(name, library))
     return FrameworkFile(
         KERAS_FILE, f"weights of `keras.applications.{_keras_function(name)[0]}`", _keras_loader(net, embeddings)
@@ -181,7 +180,7 @@ def write_weights(
 
 
 def _is_keras(net: Pretrained, source: str) -> bool:
-    """Tell whose network it is: the layout says it; VGG's is the same in both, so there it is the file's."""
+    """Return whether the network is Keras'. The layout decides; VGG's is the same in both, so its source decides."""
     if hasattr(net.model, "layout"):
         return net.model.layout == "keras"
     if "torchvision" not in catalog.known_sources(net.spec.model) or "keras" not in catalog.known_sources(
@@ -201,7 +200,7 @@ def _keras_loader(net: Pretrained, embeddings: bool) -> str:
     size, (function, extra_arguments) = net.spec.image_size, _keras_function(net.spec.model)
     activation = None if embeddings else "softmax"
     arguments = f"weights=None, input_shape=({size}, {size}, 3){extra_arguments}"
-    if hasattr(net.model, "fc") and not net.model.fc:  # the head sits on the average of the last map
+    if hasattr(net.model, "fc") and not net.model.fc:  # the head reads the average of the last map
         model = f'base = keras.applications.{function}(include_top=False, pooling="avg", {arguments})\n'
         model += f"head = keras.layers.Dense({net.spec.num_classes}, activation={activation!r})\n"
         model += "model = keras.Model(base.input, head(base.output))"
@@ -219,7 +218,7 @@ def _torchvision_loader(net: Pretrained) -> str:
     name, arguments, head_code = net.spec.model, "", ""
     if name == "inception_v3":
         arguments = f", aux_logits={net.model.aux}, transform_input={net.model.transform_input}, init_weights=False"
-    if hasattr(net.model, "fc") and not net.model.fc:  # the head sits on the average of the last map
+    if hasattr(net.model, "fc") and not net.model.fc:  # the head reads the average of the last map
         head = f"torch.nn.Linear(512, {net.spec.num_classes})"
         head_code = "net.avgpool = torch.nn.AdaptiveAvgPool2d(1)\n"
         head_code += f"net.classifier = torch.nn.Sequential(collections.OrderedDict([('6', {head})]))\n"
@@ -235,7 +234,7 @@ logits = net.eval()(x)"""
 
 
 def preprocessing_code(scaling: str) -> str:
-    """Return, as NumPy code, what uint8 ``images`` (N, size, size, 3) become before the network sees them."""
+    """Return NumPy code that preprocesses uint8 ``images`` (N, size, size, 3) for the network."""
     scaling_rule = SCALINGS[scaling]
     code = "images" + ("[..., ::-1]" if scaling_rule.order == "bgr" else "") + ".astype(np.float32)"
     code += f" / {1 / scaling_rule.scale:g}" if scaling_rule.scale != 1 else ""

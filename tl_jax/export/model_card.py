@@ -1,6 +1,6 @@
-"""The model card of a bundle: ``README.md`` made from ``bundle.json``, with tested code that loads the bundle.
+"""Model card of a bundle: ``README.md``, generated from ``bundle.json``, with tested code that loads the bundle.
 
-``bundle.json`` is made from the run's own files. The author writes one section of the card.
+``bundle.json`` is generated from the run's files. The author writes one section of the card.
 """
 
 import json
@@ -31,22 +31,22 @@ classes = json.loads(Path("bundle.json").read_text())["classes"]  # names of the
 
 
 class Loader(NamedTuple):
-    """Code, to be run in the bundle's folder, and what must be said of it."""
+    """Code to run in the bundle's folder, with a description."""
 
     code: str
     description: str = ""
 
 
 class BundleContents(NamedTuple):
-    """What belongs to the exported weights of a run.
+    """Content of a bundle besides the weights.
 
     Attributes:
         program: see ``stablehlo.Program``.
         facts: further entries of ``bundle.json``.
-        licence: of the weights at the start, "" where nobody said.
-        files: name -> what it is.
+        licence: licence of the initial weights; "" if unknown.
+        files: name -> description.
         loaders: heading -> code.
-        notes: what the card should say beside them.
+        notes: further sentences for the card.
     """
 
     program: stablehlo.Program
@@ -58,7 +58,7 @@ class BundleContents(NamedTuple):
 
 
 def jax_loader(file: str, io: Mapping[str, Any]) -> dict[str, Loader]:
-    """Return what runs the program; ``io`` is its entry in ``bundle.json``."""
+    """Return the loader of the program; ``io`` is its entry in ``bundle.json``."""
     output, call = io["output"], ", ".join(io["inputs"])
     signature = "; ".join(f"`{name}`: {entry['dtype']} {_shape(entry)}" for name, entry in io["inputs"].items())
     code = f"""from pathlib import Path
@@ -66,13 +66,13 @@ from jax import export
 program = export.deserialize(bytearray(Path("{file}").read_bytes()))
 {output["name"]} = program.call({call})"""
     description = (
-        f"Needs `pip install jax flatbuffers` alone. {signature} -> `{output['name']}`: float32 {_shape(output)}"
+        f"Needs only `pip install jax flatbuffers`. {signature} -> `{output['name']}`: float32 {_shape(output)}"
     )
     description += f"; {', '.join(io['limits'])}. " if io["limits"] else ". "
     description += (
         "It runs on CPU, CUDA and TPU, with a jaxlib up to six months newer, or three weeks older, than the one "
     )
-    description += "that wrote it; for longer keep the weights."
+    description += "that wrote it. For longer use, keep the weights."
     return {"With JAX alone": Loader(code, description)}
 
 
@@ -81,7 +81,7 @@ def _shape(entry: Mapping[str, Any]) -> str:
 
 
 def image_loader(model: str, size: int) -> dict[str, Loader]:
-    """Return what loads a network of pictures with tl_jax."""
+    """Return the loader of an image network with tl_jax."""
     code = """from tl_jax import pretrained
 net = pretrained.load(source="tl_jax", path=".")
 logits, endpoints = net.model.apply(net.variables, net.preprocess(images), train=False)"""
@@ -92,7 +92,7 @@ logits, endpoints = net.model.apply(net.variables, net.preprocess(images), train
 
 
 def text_loaders(output: str, pooling: str, length: int) -> dict[str, Loader]:
-    """Return what loads a text network, with tl_jax and with transformers; ``output``, ``pooling`` as of ``Bert``."""
+    """Return the loaders of a text network, with tl_jax and transformers; ``output`` and ``pooling`` as in ``Bert``."""
     ours = f"""from tl_jax import pretrained
 net = pretrained.load(source="tl_jax", path=".")
 tokens = net.tokenize(texts, max_length={length})
@@ -106,10 +106,8 @@ tokens = tokenizer(texts, padding=True, truncation=True, max_length={length}, re
 mask = tokens["attention_mask"][..., None]
 mean = (model(**tokens).last_hidden_state * mask).sum(1) / mask.sum(1)
 logits = mean @ weights["classifier.weight"].T + weights["classifier.bias"]"""
-        description = (
-            "The head reads the mean of tokens, for which transformers has no class; its warning of a new pooler "
-        )
-        description += "does not matter, since that is not used."
+        description = "The head reads the mean of the tokens, for which transformers has no class. Its warning "
+        description += "about a new pooler can be ignored, since the pooler is not used."
         return {"With tl_jax": Loader(ours, _transfer_hint()), "With transformers": Loader(theirs, description)}
     head = _HEADS[output]
     theirs = f"""from transformers import AutoModelFor{head}, AutoTokenizer
@@ -120,21 +118,21 @@ logits = model(**tokens).logits"""
 
 
 def policy_loader() -> dict[str, Loader]:
-    """Return what loads a policy with tl_jax."""
+    """Return the loader of a policy with tl_jax."""
     code = """from tl_jax.rl import policy_transfer
 policy = policy_transfer.load(".")  # policy.leaves, policy.options, policy.world"""
     return {"With tl_jax": Loader(code, _transfer_hint())}
 
 
 def _transfer_hint(flags: str = "") -> str:
-    return f"The next transfer starts from it with `{flags}--config.init.source=tl_jax --config.init.path=THIS_FOLDER`."
+    return f"To fine-tune it, pass `{flags}--config.init.source=tl_jax --config.init.path=THIS_FOLDER`."
 
 
-NOT_STATED = "not stated in the files that the weights came in; see where they came from"
+NOT_STATED = "not stated in the weights' files; see their source"
 
 
 def network_modules(config: RunConfig) -> list[str]:
-    """Return the module outside the package that registered the network, which who loads the weights must import."""
+    """Return the module outside the package that registered the network, which must be imported before loading."""
     module = MODELS.module(config.model.name) if config.model.name in MODELS else "tl_jax"
     return [] if module.partition(".")[0] == "tl_jax" else [module]
 
@@ -143,13 +141,13 @@ def describe_run(config: RunConfig, workdir: Path, step: int, licence: str) -> d
     """Return name, data, metrics, weights, versions and configuration of a run.
 
     Args:
-        config: of the run.
-        workdir: its folder.
-        step: of the weights.
-        licence: of the weights that training started from, "" where nobody said.
+        config: configuration of the run.
+        workdir: folder of the run.
+        step: step of the weights.
+        licence: licence of the initial weights; "" if unknown.
     """
     summary, run_facts = read_summary(workdir), read_facts(workdir)
-    tested = summary.get("tested_step") == step  # other weights have other metrics
+    tested = summary.get("tested_step") == step  # the metrics are of these weights
     exported = {"tl_jax": __version__, **{name: version(name) for name in ("jax", "jaxlib")}}
     return finite(
         {
@@ -178,15 +176,15 @@ def describe_run(config: RunConfig, workdir: Path, step: int, licence: str) -> d
 
 
 def describe_licence(config: RunConfig, licence: str, sha256: str = "") -> str:
-    """Return the licence in words; a bundle that the run started from says its own.
+    """Return a description of the licence; that of a bundle if the run started from one.
 
     Args:
-        config: of the run.
-        licence: of the weights that training started from, "" if nobody said.
-        sha256: of their file, "" if it is not known.
+        config: configuration of the run.
+        licence: licence of the initial weights; "" if unknown.
+        sha256: hash of their file; "" if unknown.
     """
     if config.init.source == "random":
-        return "training began with random weights: the author's choice"
+        return "training started from random weights: the author's choice"
     if not licence and config.init.source == "tl_jax":
         if not config.init.path or config.init.path in EMBEDDED_RESNET8:
             return "Apache-2.0 (ships with tl_jax)"
@@ -204,9 +202,9 @@ def describe_licence(config: RunConfig, licence: str, sha256: str = "") -> str:
 
 
 def changed_fields(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Return the fields that differ from the defaults, which recipes start from, and both values.
+    """Return the fields that differ from the defaults of recipes, with both values.
 
-    Of folders on this machine only the last part is told.
+    Local folders are shortened to their last component.
     """
     changes, values = {}, config.flat()
     for path, field in config.fields().items():
@@ -230,18 +228,18 @@ def _hide_folder(value: Any) -> Any:
 
 FIT_TEXTS = {
     "crop": "",
-    "pad": "make pictures square with black borders, ",
-    "stretch": "make pictures square by stretching them, ",
+    "pad": "pad images to a square with black borders, ",
+    "stretch": "stretch images to a square, ",
 }
 
 
 def describe_image_input(spec: PretrainedSpec, fit: str, value_range: Sequence[float] = ()) -> dict[str, Any]:
-    """Return how pictures become inputs, in numbers and words.
+    """Return the preprocessing of images, as values and as text.
 
     Args:
-        spec: of the network.
+        spec: spec of the network.
         fit: ``config.data.fit``.
-        value_range: the values that became 0 and 255 in training, if images had more than 8 bits.
+        value_range: values mapped to 0 and 255 in training, if the images had more than 8 bits.
     """
     rule = SCALINGS[spec.scaling]
     values = {"size": spec.image_size, "fit": fit, "crop": spec.crop, "interpolation": spec.interpolation}
@@ -252,23 +250,23 @@ def describe_image_input(spec: PretrainedSpec, fit: str, value_range: Sequence[f
         rescale = f"images with more than 8 bits: round(255 * clip((value - {low:g}) / {high - low:g}, 0, 1)); "
     side = round(spec.image_size / spec.crop)
     resize = f"{rescale}{FIT_TEXTS[fit]}resize the shortest side to {side} pixels ({spec.interpolation}, antialiased)"
-    crop = f"cut the central {spec.image_size}x{spec.image_size}"
+    crop = f"crop the central {spec.image_size}x{spec.image_size}"
     scale = f"(pixel * {rule.scale:.6g} - {list(rule.mean)}) / {list(rule.std)} with channels as {rule.order.upper()}"
-    note = "pictures of that size are left as they are; model.stablehlo does the last step alone"
+    note = "images of that size are not resized; model.stablehlo includes only the last step"
     return {"words": f"{resize}, {crop}, {scale}; {note}", **values}
 
 
 def describe_text_input(length: int) -> dict[str, Any]:
-    """Return how texts become inputs."""
+    """Return the preprocessing of texts."""
     return {"words": f"tokenizer.json, at most {length} tokens with [CLS] and [SEP]", "length": length}
 
 
 def describe_policy_input(spaces: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how observations become inputs, and outputs actions."""
-    words = "observations as the world gives them; bringing them to mean 0 and variance 1, where asked for, is inside; "
+    """Return the preprocessing of observations, and the meaning of outputs."""
+    words = "observations of the environment, which the network normalizes if configured; "
     if "actions" in spaces:
-        return {"words": words + "the likeliest action is the highest logit", "spaces": dict(spaces)}
-    bounded = "the likeliest action is low + (clip(mean, -1, 1) + 1) / 2 * (high - low)"
+        return {"words": words + "the most likely action is the highest logit", "spaces": dict(spaces)}
+    bounded = "the most likely action is low + (clip(mean, -1, 1) + 1) / 2 * (high - low)"
     return {"words": words + bounded, "spaces": dict(spaces)}
 
 
@@ -277,17 +275,17 @@ INTENDED_USE_PLACEHOLDER = (
     "_To be filled in by the author: what this is for, what it is not for, and who has checked that._"
 )
 _INTENDED = re.compile(r"(?<=\n## Intended use\n\n).*?(?=\n\n## )", re.DOTALL)
-_MAX_CLASSES = 20  # classes by name
+_MAX_CLASSES = 20  # class names in the card
 
 
 def write_card(folder: Path, bundle: Mapping[str, Any], loaders: Mapping[str, Loader], notes: Sequence[str]) -> None:
-    """Write the card; what the author wrote of the intended use into an earlier one is kept.
+    """Write the card; the author's text about the intended use is kept from an earlier card.
 
     Args:
-        folder: of the bundle.
-        bundle: what ``bundle.json`` says.
+        folder: folder of the bundle.
+        bundle: content of ``bundle.json``.
         loaders: heading -> how to load it.
-        notes: further words on loading.
+        notes: further sentences about loading.
     """
     path = folder / CARD_FILE
     match = _INTENDED.search(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -305,7 +303,7 @@ def render_card(bundle: Mapping[str, Any], loaders: Mapping[str, Loader], notes:
         "## Test metrics",
         _metrics(bundle),
         "## How to load it",
-        "The code runs in this folder." + "".join(f" {note}" for note in notes),
+        "Run the code in this folder." + "".join(f" {note}" for note in notes),
     ]
     for heading, loader in loaders.items():
         sections += [
@@ -347,7 +345,7 @@ def _metrics(bundle: Mapping[str, Any]) -> str:
     if not bundle["metrics"]:
         return "These weights were not tested."
     values = {name: "not measured" if value is None else f"{value:.4f}" for name, value in bundle["metrics"].items()}
-    smoke = "A smoke run: these figures measure nothing. " if "smoke" in bundle["changed"] else ""
+    smoke = "A smoke test: these metrics are not meaningful. " if "smoke" in bundle["changed"] else ""
     evaluation = (
         f"On {bundle['examples_evaluated']:,} examples ({bundle['tested_on']}), one run with seed {bundle['seed']}."
     )

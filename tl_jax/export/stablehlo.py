@@ -1,6 +1,6 @@
-"""A trained network as a program of its own: StableHLO with the weights inside, which JAX alone runs.
+"""Export of a trained network as a StableHLO program with its weights, which needs only JAX to run.
 
-``jax.export`` promises that such a file runs with a jaxlib up to six months newer, or three weeks older, than the one
+``jax.export`` guarantees that such a file runs with a jaxlib up to six months newer, or three weeks older, than the one
 that wrote it (https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees).
 """
 
@@ -30,13 +30,13 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 class Program(NamedTuple):
-    """A function with its weights, and what goes in and comes out.
+    """A function with its weights, inputs and output.
 
     Attributes:
         call: arrays in the order of ``inputs`` -> one array.
-        inputs: name -> (shape, type); sizes that each call chooses are letters: "n" examples, "l" tokens.
-        output: name of what comes out.
-        limits: of the sizes that are letters, such as "l <= 512".
+        inputs: name -> (shape, dtype); dimensions chosen by each call are letters: "n" examples, "l" tokens.
+        output: name of the output.
+        limits: limits of these dimensions, such as "l <= 512".
     """
 
     call: Callable[..., jax.Array]
@@ -46,14 +46,15 @@ class Program(NamedTuple):
 
 
 def image_program(net: Pretrained, output: str = "probabilities", temperature: float = 1.0) -> Program:
-    """Return uint8 (N, size, size, C) -> ``output``.
+    """Return the program uint8 (N, size, size, C) -> ``output``.
 
-    The pictures have the size of the spec; all further preprocessing is a part of the program.
+    The images must have the size of the spec; the program includes all further preprocessing.
 
     Args:
         net: the network.
-        output: "probabilities" (N, K), "embeddings" (N, E) of length 1, or "features" (N, D), the mean of the last map.
-        temperature: of the probabilities, as calibration found it.
+        output: "probabilities" (N, K), "embeddings" (N, E), L2-normalized, or "features" (N, D), the mean of the last
+            map.
+        temperature: fitted temperature of the probabilities.
     """
 
     def call(images: jax.Array) -> jax.Array:
@@ -69,9 +70,9 @@ def image_program(net: Pretrained, output: str = "probabilities", temperature: f
 
 
 def text_program(net: TextNetwork) -> Program:
-    """Return ids of tokens, int32 (N, L) each -> probabilities.
+    """Return the program token ids, int32 (N, L) each -> probabilities.
 
-    They are (N, K) of a text's classes, (N, L, K) of each token's, or (N, L, V) of each token's words.
+    The probabilities are (N, K) for text classes, (N, L, K) for token classes, or (N, L, V) for words.
     """
 
     def call(*tokens: jax.Array) -> jax.Array:
@@ -84,9 +85,9 @@ def text_program(net: TextNetwork) -> Program:
 
 
 def policy_program(source: SourcePolicy) -> Program:
-    """Return observations float32 (N, ...) -> logits of choices (N, A), or means of values (N, A).
+    """Return the program observations, float32 (N, ...) -> action logits (N, A), or action means (N, A).
 
-    Observations are as the world gives them; bringing them to mean 0 and variance 1 is a part of the program.
+    Observations are those of the environment; the program includes their normalization.
     """
     leaves = tree.unflatten({path: jnp.asarray(leaf) for path, leaf in source.leaves.items()})
     low = source.spaces.get("low", ())
@@ -101,7 +102,7 @@ def policy_program(source: SourcePolicy) -> Program:
 
 
 def write_program(path: Path, program: Program) -> tuple[int | str, ...]:
-    """Write a program for CPU, CUDA and TPU into one file, and return the shape of what it puts out."""
+    """Write a program for CPU, CUDA and TPU into one file, and return the shape of its output."""
     scope = export.SymbolicScope(program.limits)
     arguments = []
     for shape, dtype in program.inputs.values():
@@ -114,12 +115,12 @@ def write_program(path: Path, program: Program) -> tuple[int | str, ...]:
 
 
 def run_program(path: Path, *arrays: Any) -> jax.Array:
-    """Return what a program makes of its inputs."""
+    """Return the output of a program for the given inputs."""
     check_serialization()
     return export.deserialize(bytearray(path.read_bytes())).call(*arrays)
 
 
 def check_serialization() -> None:
-    """Raise MissingExtra without FlatBuffers, in which ``jax.export`` writes programs."""
+    """Raise MissingExtra if FlatBuffers, the format of ``jax.export``, is not installed."""
     with require_extra("export"):
         import flatbuffers  # noqa: F401

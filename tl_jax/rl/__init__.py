@@ -1,1 +1,1 @@
-"""Reinforcement learning: worlds, rollouts, advantages and PPO, each a function of a key."""
+"""Reinforcement learning: environments, rollouts, advantages and PPO, as pure functions of a key."""

@@ -1,4 +1,4 @@
-"""Environments that a policy acts in: those of gymnax, with changed parameters."""
+"""Environments of gymnax, with changed parameters."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -20,15 +20,15 @@ EnvParams = tuple[tuple[str, ParamValue], ...]
 
 
 class EnvStep(NamedTuple):
-    """The result of a step of an environment.
+    """Result of an environment step.
 
     Attributes:
-        observation: to act on next; of a new episode where one has ended.
-        state: of the world, likewise.
-        reward: of the step.
-        terminated: whether the episode came to its own end, after which there is no reward.
-        truncated: whether its time was up, after which there would have been more.
-        final_observation: observation that the step led to, before a new episode began.
+        observation: next observation; that of a new episode if one has ended.
+        state: next state, likewise.
+        reward: reward of the step.
+        terminated: whether the episode ended in a terminal state, with no further rewards.
+        truncated: whether the episode ended at the time limit.
+        final_observation: observation after the step, before a new episode starts.
     """
 
     observation: jax.Array
@@ -43,14 +43,14 @@ class Env(NamedTuple):
     """An environment, as pure functions.
 
     Attributes:
-        name: of it.
-        observation_shape: of an observation.
-        num_actions: choices of a discrete action; 0 where actions are vectors.
-        low, high: bounds of each value of a vector action; empty where actions are choices.
-        max_steps: steps of an episode at most.
-        reset: key -> (observation, state), the state as a dict of arrays.
-        step: (key, state, action) -> ``EnvStep``; begins a new episode where one ends.
-        params: names and values of what can be changed about it.
+        name: name of the environment.
+        observation_shape: shape of an observation.
+        num_actions: number of discrete actions; 0 for continuous actions.
+        low, high: bounds of each dimension of a continuous action; empty for discrete actions.
+        max_steps: maximum length of an episode.
+        reset: key -> (observation, state), where the state is a dict of arrays.
+        step: (key, state, action) -> ``EnvStep``; starts a new episode when one ends.
+        params: names and values of the changeable parameters.
     """
 
     name: str
@@ -65,20 +65,20 @@ class Env(NamedTuple):
 
     @property
     def spaces(self) -> dict[str, Any]:
-        """What a policy must fit, for messages and files."""
+        """The observation and action spaces that a policy must fit, for messages and files."""
         act = {"actions": self.num_actions} if self.num_actions else {"low": list(self.low), "high": list(self.high)}
         return {"observation": list(self.observation_shape), **act}
 
 
 def make_env(name: str, overrides: Mapping[str, ParamValue] | Sequence[tuple[str, ParamValue]] = ()) -> Env:
-    """Return an environment; equal arguments give the same object, so that compiled programs are shared.
+    """Return an environment; equal arguments give the same object, so compiled programs are shared.
 
     Args:
         name: one of ``NAMES``.
-        overrides: parameters that differ from the published ones, such as ``{"gravity": 12.0}``.
+        overrides: parameters that differ from the defaults, such as ``{"gravity": 12.0}``.
 
     Raises:
-        UserError: an unknown name, an unknown parameter, or a value of another kind.
+        UserError: A name or parameter is unknown, or a value has the wrong type.
     """
     return _make_cached(name, tuple(sorted(dict(overrides).items())))
 
@@ -86,10 +86,10 @@ def make_env(name: str, overrides: Mapping[str, ParamValue] | Sequence[tuple[str
 @functools.cache
 def _make_cached(name: str, overrides: EnvParams) -> Env:
     with require_extra("rl"):
-        import gymnax  # takes a second, which pictures and texts need not wait for
+        import gymnax  # imported here because it takes a second
 
     if name not in NAMES:
-        raise UserError(f"no world {name!r} (config.rl.env); {nearest(name, NAMES)}")
+        raise UserError(f"config.rl.env: unknown environment {name!r}; {nearest(name, NAMES)}")
     gym_env, params = gymnax.make(name)
     params = replace_params(params, overrides, name)
     action_space, observation_space = gym_env.action_space(params), gym_env.observation_space(params)
@@ -123,27 +123,27 @@ def _make_cached(name: str, overrides: EnvParams) -> Env:
 
 
 def param_names(params: Any) -> tuple[str, ...]:
-    """Return the names of what can be changed about a world; what follows from others is not among them."""
+    """Return the names of the changeable parameters of an environment, without derived ones."""
     return tuple(name for name in params.__dataclass_fields__ if name not in DERIVED)
 
 
-# What gymnax keeps beside the values that it is made of; CartPole's equations read these.
+# Derived values that gymnax stores, since CartPole's equations use them.
 DERIVED: Mapping[str, Callable[[Any], float]] = {
     "total_mass": lambda p: p.masscart + p.masspole,
     "polemass_length": lambda p: p.masspole * p.length,
 }
 
 
-def replace_params(params: Any, overrides: EnvParams, name: str = "the world") -> Any:
-    """Return the parameters with some values replaced, and all that follows from them.
+def replace_params(params: Any, overrides: EnvParams, name: str = "the environment") -> Any:
+    """Return the parameters with some values replaced, and derived values updated.
 
     Raises:
-        UserError: a parameter that is unknown, or a value of another kind than the one it replaces.
+        UserError: A parameter is unknown, or a value has the wrong type.
     """
     known, new = param_names(params), {}
     for key, value in overrides:
         if key not in known:
-            raise UserError(f"config.rl.env_params: {name} has no {key!r}; {nearest(key, known)}")
+            raise UserError(f"config.rl.env_params: {name} has no parameter {key!r}; {nearest(key, known)}")
         new[key] = _cast_param(_to_python(getattr(params, key)), value, key)
     params = params.replace(**new)
     derived = {key: rule(params) for key, rule in DERIVED.items() if hasattr(params, key)}
@@ -151,7 +151,7 @@ def replace_params(params: Any, overrides: EnvParams, name: str = "the world") -
 
 
 def _cast_param(default: ParamValue, value: ParamValue, key: str) -> Any:
-    """Return ``value`` as the kind of parameter that it replaces."""
+    """Return ``value`` with the type of the parameter that it replaces."""
     if isinstance(default, tuple):
         if isinstance(value, (tuple, list)) and len(value) == len(default):
             return jnp.asarray(value, jnp.float32)
@@ -160,11 +160,11 @@ def _cast_param(default: ParamValue, value: ParamValue, key: str) -> Any:
             return value
     elif isinstance(value, (int, float)) and type(default)(value) == value:
         return type(default)(value)
-    raise UserError(f"config.rl.env_params: {key}={value!r} is not like {default!r}, which it replaces")
+    raise UserError(f"config.rl.env_params: {key}={value!r} has the wrong type; pass a value like {default!r}")
 
 
 def _to_python(value: Any) -> ParamValue:
-    """Return a parameter as something that can be compared and written down."""
+    """Return a parameter as a Python value that can be compared and stored."""
     return value if isinstance(value, (bool, int, float)) else tuple(float(v) for v in value)
 
 

@@ -1,4 +1,4 @@
-"""A policy trained on one task starts another: what travels, and what is made anew where the tasks do not fit."""
+"""Transfer of a policy to another environment: which leaves are loaded, and which are initialized if shapes differ."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from tl_jax.transfer import optimizer
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError, nearest
 
-# What can travel, and the leaves that it is made of.
+# Transferable components, and their leaves.
 COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "trunk": ("params/conv1/", "params/layer"),
     "policy": ("params/head/policy/", "params/head/log_std"),
@@ -29,9 +29,9 @@ class SourcePolicy(NamedTuple):
 
     Attributes:
         leaves: by path, ``params/...``, ``batch_stats/observations/...`` and ``optimizer/...``.
-        options: of its network.
-        world: it was trained in.
-        spaces: of that world, see ``Env.spaces``.
+        options: options of its network.
+        world: environment in which it was trained.
+        spaces: spaces of that environment, see ``Env.spaces``.
     """
 
     leaves: Mapping[str, np.ndarray]
@@ -41,19 +41,19 @@ class SourcePolicy(NamedTuple):
 
 
 def load(path: str | Path) -> SourcePolicy:
-    """Read a policy that ``--mode=export`` wrote: its file, or the folder of the bundle.
+    """Load a policy written by ``--mode=export``, from its file or the bundle's folder.
 
     Raises:
-        UserError: no such file, a damaged one, or one that holds no policy.
+        UserError: The file is missing, damaged, or holds no policy.
     """
     path = formats.weights_path(Path(path).expanduser())
     spec, facts = formats.read_spec(path)
     if spec.model != "policy":
         raise UserError(
-            f"{path} holds the network {spec.model!r}, no policy; pass the export of a run with task=policy"
+            f"{path}: holds the network {spec.model!r}, not a policy; pass the export of a run with task=policy"
         )
     if not facts.get("world") or "spaces" not in facts:
-        raise UserError(f"{path}: its facts name no world or no spaces; export the run again")
+        raise UserError(f"{path}: the facts name no environment or no spaces; export the run again")
     return SourcePolicy(formats.read_native(path), spec.options, facts["world"], facts["spaces"])
 
 
@@ -63,11 +63,11 @@ def save(
     """Write a policy for ``load``.
 
     Args:
-        path: file to write.
-        variables: of the policy.
-        options: of its network.
-        facts: ``world`` and ``spaces``, and what else is worth keeping.
-        moments: of its optimizer, see ``transfer.optimizer.adam_moments``; None where they are not at hand.
+        path: output file.
+        variables: variables of the policy.
+        options: options of its network.
+        facts: ``world`` and ``spaces``, and further facts to store.
+        moments: optimizer moments, see ``transfer.optimizer.adam_moments``; None if unavailable.
     """
     spec = PretrainedSpec(model="policy", source="tl_jax", options=options, num_classes=0, image_size=0, scaling="")
     optimizer_state = {"optimizer": moments} if moments else {}
@@ -82,23 +82,23 @@ def load_components(
     allow_shape_mismatch: bool,
     spaces: Any,
 ) -> Any:
-    """Return the variables with components of the source policy, and the paths of what was not loaded.
+    """Return the variables with components loaded from the source policy, and the paths of leaves not loaded.
 
-    With ``optimizer`` the variables have ``moments`` too, for the optimizer to begin with.
+    With ``optimizer``, the variables also have ``moments``, the initial state of the optimizer.
 
     Args:
-        variables: newly drawn ``params`` and ``batch_stats``.
-        source: where they come from.
+        variables: randomly initialized ``params`` and ``batch_stats``.
+        source: source policy.
         components: keys of ``COMPONENTS``.
-        allow_shape_mismatch: whether leaves whose shape the spaces decide may stay new: the first layer and the heads.
-        spaces: of the world here, for messages.
+        allow_shape_mismatch: whether leaves whose shapes depend on the spaces (first layer and heads) may stay random.
+        spaces: spaces of this environment, for messages.
 
     Raises:
-        UserError: unknown parts, networks that differ, or spaces that do without surgery having been asked for.
+        UserError: A component is unknown, the networks differ, or the spaces differ without ``allow_shape_mismatch``.
     """
     for name in components:
         if name not in COMPONENTS:
-            raise UserError(f"config.init.load_parts: no part {name!r}; {nearest(name, COMPONENTS)}")
+            raise UserError(f"config.init.load_parts: unknown component {name!r}; {nearest(name, COMPONENTS)}")
     flat = tree.flatten({k: v for k, v in variables.items() if k == "params"})
     stats = variables["batch_stats"].get("observations", {})
     flat |= {f"batch_stats/observations/{name}": leaf for name, leaf in stats.items()}
@@ -110,15 +110,15 @@ def load_components(
     if fixed:
         source_shape, target_shape = shapes.get(fixed[0], "missing there"), chosen[fixed[0]].shape
         raise UserError(
-            f"the source's network differs at {fixed[0]} ({source_shape}, here {target_shape}); give "
-            f"config.model.options its own: {dict(source.options)}"
+            f"config.model.options: the source's network differs at {fixed[0]} ({source_shape}, here {target_shape}); "
+            f"use its options {dict(source.options)}"
         )
     if mismatched and not allow_shape_mismatch:
         raise UserError(
-            f"{source.world} has the spaces {dict(source.spaces)}, the world here {dict(spaces)}; "
-            f"set config.init.allow_shape_mismatch=True to draw {', '.join(sorted(mismatched))} anew and take the rest"
+            f"{source.world}: its spaces {dict(source.spaces)} differ from {dict(spaces)} here; set "
+            f"config.init.allow_shape_mismatch=True to initialize {', '.join(sorted(mismatched))} and load the rest"
         )
-    # Statistics of other observations mean nothing together.
+    # Statistics of different observations cannot be combined.
     if {p for p in mismatched if p.startswith("batch_stats/")}:
         mismatched |= {p for p in chosen if p.startswith("batch_stats/")}
     template = {path: leaf for path, leaf in chosen.items() if path not in mismatched}
@@ -136,12 +136,12 @@ def load_components(
 
 
 def _load_moments(source: SourcePolicy, not_loaded: Sequence[str], params: Any) -> dict[str, Any]:
-    """Return the moments of the source's optimizer; their count of steps is one for all leaves, so all must travel."""
+    """Return the moments of the source's optimizer. Their step count is shared, so all leaves must be loaded."""
     new_leaves = [path for path in not_loaded if path.startswith("params/")]
     if new_leaves:
         raise UserError(
-            f"config.init.load_parts: optimizer state goes with all of the network, and {', '.join(new_leaves)} would "
-            "be new; take trunk, policy and value with it, or leave it out"
+            f"config.init.load_parts: optimizer needs the whole network, but {', '.join(new_leaves)} would be new; add "
+            "trunk, policy and value, or omit optimizer"
         )
     moments = {p.removeprefix("optimizer/"): leaf for p, leaf in source.leaves.items() if p.startswith("optimizer/")}
     expected = {f"{kind}/{path}": leaf for kind in optimizer.MOMENTS for path, leaf in tree.flatten(params).items()}
@@ -150,20 +150,20 @@ def _load_moments(source: SourcePolicy, not_loaded: Sequence[str], params: Any) 
     ]
     if missing:
         raise UserError(
-            f"config.init.load_parts: the source's file has no optimizer state of {', '.join(missing)}; export again "
-            "a run of Adam that trained everything, or leave optimizer out"
+            f"config.init.load_parts: the source has no optimizer state of {', '.join(missing)}; export a run of Adam "
+            "that trained all layers, or omit optimizer"
         )
     mismatches = [text for path, leaf in expected.items() for text in leaf_mismatches(path, moments[path], leaf)]
     if mismatches or "count" not in moments or moments["count"].ndim:
-        reason = (*mismatches, "count is no number")[0]
+        reason = (*mismatches, "count is not a number")[0]
         raise UserError(
             f"config.init.load_parts: the optimizer state does not fit the network: {reason}"
-            "; export the run again, or leave optimizer out"
+            "; export the run again, or omit optimizer"
         )
     return tree.unflatten({path: moments[path] for path in (*expected, "count")})
 
 
 def _depends_on_spaces(path: str, flat: Mapping[str, Any]) -> bool:
-    """Return whether the spaces of the environment decide the shape of a leaf."""
+    """Return whether the shape of a leaf depends on the spaces of the environment."""
     first = "params/conv1/" if any(p.startswith("params/conv1/") for p in flat) else "params/layer1/"
     return path.startswith((first, "params/head/policy/", "params/head/log_std", "batch_stats/"))

@@ -1,7 +1,7 @@
 """Proximal policy optimization (PPO) with generalized advantage estimation, one update as a pure function.
 
 PPO: Schulman et al. 2017, arXiv:1707.06347; advantages: Schulman et al. 2016, arXiv:1506.02438. Training is a function
-of a key, so that ``vmap`` runs many seeds.
+of a key, so ``vmap`` trains many seeds.
 """
 
 import functools
@@ -25,22 +25,22 @@ from tl_jax.transfer.optimizer import OptimSpec, make_optimizer
 
 
 def make_policy(env: Env, **options: Any) -> Policy:
-    """Return a policy for the actions of a world; ``options`` are further attributes of ``Policy``."""
+    """Return a policy for the actions of an environment; ``options`` are further attributes of ``Policy``."""
     return Policy(env.num_actions or len(env.low), not env.num_actions, **options)
 
 
 def init_variables(env: Env, policy: Policy, num_envs: int, normalize: bool, key: jax.Array) -> dict[str, Any]:
-    """Return new variables.
+    """Return initial variables.
 
-    ``params``; in ``batch_stats`` the statistics ``observations``, where asked for; and in ``carry`` the states of the
-    environments.
+    They are ``params``, optionally the observation statistics ``observations`` in ``batch_stats``, and the environment
+    states in ``carry``.
     """
     return _initializer(env, policy, num_envs, normalize)(key)
 
 
 @functools.cache
 def _initializer(env: Env, policy: Policy, num_envs: int, normalize: bool):
-    """Return the jitted function key -> variables: op by op it would take seconds."""
+    """Return the jitted function key -> variables; without jit it takes seconds."""
 
     def variables(key: jax.Array) -> dict[str, Any]:
         params_key, env_key = jax.random.split(key)
@@ -69,18 +69,18 @@ def compute_advantages(
     gamma: float,
     gae_lambda: float,
 ) -> jax.Array:
-    """Return the advantages (T, E) of the actions of T steps in E worlds; with ``values`` added, the values' targets.
+    """Return the advantages (T, E) of T steps in E environments; plus ``values`` they are the value targets.
 
-    An episode that terminates is worth nothing more; one that is truncated would have gone on, so the value of the
-    observation it led to still counts, and only the sum over later steps ends (Pardo et al. 2018, arXiv:1712.00378).
+    A terminated episode has no further value. A truncated episode would have continued, so the value of its final
+    observation counts, but later steps do not (Pardo et al. 2018, arXiv:1712.00378).
 
     Args:
         rewards: (T, E).
-        values: (T, E) of the observations that were acted on.
-        next_values: (T, E) values of the observations that the steps led to, before a new episode began.
+        values: (T, E) of the observations acted on.
+        next_values: (T, E) of the observations after the steps, before a new episode starts.
         terminated, truncated: (T, E) bool, how an episode ended at a step.
-        gamma: gamma.
-        gae_lambda: lambda; 0 for one-step differences, 1 for whole returns.
+        gamma: discount factor.
+        gae_lambda: lambda; 0 for one-step differences, 1 for full returns.
     """
     deltas = rewards + gamma * jnp.where(terminated, 0.0, next_values) - values
     decays = gamma * gae_lambda * (1.0 - (terminated | truncated))
@@ -96,29 +96,29 @@ def compute_advantages(
 
 @dataclass(frozen=True)
 class PPOConfig(Options):
-    """How an update is made.
+    """PPO settings.
 
     Attributes:
-        horizon: steps in each world between two updates.
-        kickstart_updates: after how many updates the weight of ``kickstart`` has fallen to 0; linearly.
+        horizon: steps in each environment per update.
+        kickstart_updates: number of updates over which the weight of ``kickstart`` decays linearly to 0.
     """
 
-    ppo_epochs: int = option(10, "over what was collected, at each update", low=1)
-    minibatches: int = option(4, "optimizer steps in a pass", low=1)
-    gamma: float = option(0.99, "gamma, of later rewards", low=0.0, high=1.0)
-    gae_lambda: float = option(0.95, "lambda, of the advantages", low=0.0, high=1.0)
-    clip: float = option(0.2, "share by which an action's probability may move at an update", low=0.0)
-    value_coef: float = option(0.5, "of the value's squared error in the loss", low=0.0)
-    entropy_coef: float = option(0.01, "weight of the policy's entropy in the loss", low=0.0)
-    reward_scale: float = option(1.0, "factor on rewards while training", low=1e-6)
+    ppo_epochs: int = option(10, "passes over the collected steps per update", low=1)
+    minibatches: int = option(4, "minibatches per pass", low=1)
+    gamma: float = option(0.99, "discount factor", low=0.0, high=1.0)
+    gae_lambda: float = option(0.95, "lambda of generalized advantage estimation", low=0.0, high=1.0)
+    clip: float = option(0.2, "clipping range of the probability ratio", low=0.0)
+    value_coef: float = option(0.5, "weight of the value loss", low=0.0)
+    entropy_coef: float = option(0.01, "weight of the entropy bonus", low=0.0)
+    reward_scale: float = option(1.0, "factor on rewards during training", low=1e-6)
     # Schmitt et al. 2018, arXiv:1803.03835.
-    kickstart: float = option(0.0, "weight of the divergence from the source's policy in the loss", low=0.0)
+    kickstart: float = option(0.0, "weight of the KL divergence from the source policy in the loss", low=0.0)
     horizon: int = 128
     kickstart_updates: int = 0
 
 
 class Sample(NamedTuple):
-    """What the loss needs of N steps: see ``Rollout``; ``target`` is what the value should be."""
+    """N steps for the loss, see ``Rollout``; ``target`` is the value target."""
 
     observation: jax.Array
     action: jax.Array
@@ -132,9 +132,8 @@ def make_update(
 ):
     """Return the pure function (state, stream key, learning rate) -> (state, row): collect, then optimize.
 
-    ``state.carry`` holds the states of the environments, and ``state.batch_stats``, where observations are normalised,
-    their statistics, which ``freeze_statistics`` keeps as they are. The row holds sums and norms as those of
-    ``train.step``.
+    ``state.carry`` holds the environment states, and ``state.batch_stats`` the observation statistics, if observations
+    are normalized; ``freeze_statistics`` keeps these fixed. The row holds sums and norms as in ``train.step``.
     """
     optimizer = make_optimizer(optim, rules)
 
@@ -163,7 +162,7 @@ def make_update(
             learn, start, _minibatches(len(samples.target), config, minibatch_key)
         )
         stats = dict(state.batch_stats)
-        if "observations" in stats and not freeze_statistics:  # afterwards: what acted and what learned saw the same
+        if "observations" in stats and not freeze_statistics:  # last, so acting and learning use the same statistics
             observations = trajectories.observation.reshape(-1, *env.observation_shape)
             stats["observations"] = rollout.update_statistics(stats["observations"], observations)
         row = {
@@ -177,15 +176,15 @@ def make_update(
 
 
 def ppo_loss(policy: Policy, config: PPOConfig, variables: Any, sample: Sample, source: Any, weight: jax.Array) -> Any:
-    """Return the loss of N steps, and the sums that are reported.
+    """Return the loss of N steps, and the sums to report.
 
     Args:
         policy: the network.
-        config: clips and weights.
-        variables: of the policy.
+        config: clipping ranges and weights.
+        variables: variables of the policy.
         sample: N steps.
-        source: variables of the policy that is kept close to, None where there is none.
-        weight: of the divergence from it.
+        source: variables of the source policy for ``kickstart``; None if unused.
+        weight: weight of the divergence from it.
     """
     out = apply_policy(policy, variables, sample.observation)
     logs = rollout.log_prob(out, sample.action) - sample.log_prob
@@ -205,7 +204,7 @@ def ppo_loss(policy: Policy, config: PPOConfig, variables: Any, sample: Sample, 
         total = total + weight * terms["kickstart"]
     terms |= {
         "loss": total,
-        "divergence": (ratio - 1 - logs).mean(),  # Schulman's estimate of KL, never negative
+        "divergence": (ratio - 1 - logs).mean(),  # Schulman's nonnegative estimate of KL
         "clipped": (jnp.abs(ratio - 1) > config.clip).mean(),
     }
     return total, {name: (value, jnp.ones(())) for name, value in terms.items()}
@@ -232,10 +231,10 @@ def _make_samples(policy: Policy, config: PPOConfig, variables: Any, trajectorie
 
 
 def _minibatches(count: int, config: PPOConfig, key: jax.Array) -> jax.Array:
-    """Return the rows of the minibatches of all epochs, one after another: (epochs * minibatches, N)."""
+    """Return the row indices of the minibatches of all passes, in order: (passes * minibatches, N)."""
     low = jnp.uint32(2 ** (count - 1).bit_length() - 1)
-    # One sort of random numbers whose last bits are the rows: jax.random.permutation sorts pairs, twice, which took a
-    # quarter of CartPole's time on a CPU.
+    # One sort of random numbers with the row index in the last bits: jax.random.permutation sorts pairs, twice, which
+    # took a quarter of CartPole's time on a CPU.
     rows = jnp.arange(count, dtype=jnp.uint32)[None]
     orders = jnp.sort(jax.random.bits(key, (config.ppo_epochs, count)) & ~low | rows) & low
     return orders.reshape(config.ppo_epochs * config.minibatches, count // config.minibatches)
@@ -247,7 +246,7 @@ def _kickstart_weight(config: PPOConfig, step: jax.Array) -> jax.Array:
 
 
 def _episode_returns(trajectories: Rollout) -> tuple[jax.Array, jax.Array]:
-    """Return the sum of the returns of the episodes that ended, and their number."""
+    """Return the sum of the returns of finished episodes, and their number."""
     return trajectories.episode_return.sum(), (trajectories.terminated | trajectories.truncated).sum().astype(
         jnp.float32
     )

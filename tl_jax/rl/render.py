@@ -1,4 +1,4 @@
-"""An episode as a moving picture: what the policy does, for people to look at."""
+"""Rendering of episodes as GIFs and image strips."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from tl_jax.utils import disk
 
 SIDE = 240  # pixels
 BACKGROUND, FOREGROUND, ACCENT, GOAL = (255, 255, 255), (40, 40, 40), (200, 90, 30), (60, 140, 70)
-# For the channels of a game, as many as any has.
+# One per channel; no game has more.
 COLORS = (
     (90, 160, 230), (240, 200, 70), (230, 90, 80), (110, 200, 120), (190, 120, 220),
     (240, 150, 60), (120, 220, 220), (230, 130, 170), (170, 170, 170), (250, 250, 250),
@@ -28,9 +28,9 @@ class Episode(NamedTuple):
     """An episode of T steps.
 
     Attributes:
-        states: of the world before each step, a dict of arrays (T, ...).
-        observations: likewise, (T, ...).
-        episode_return: the sum of the rewards.
+        states: environment states before each step, a dict of arrays (T, ...).
+        observations: observations before each step (T, ...).
+        episode_return: sum of the rewards.
     """
 
     states: Mapping[str, np.ndarray]
@@ -39,7 +39,7 @@ class Episode(NamedTuple):
 
 
 class Stroke(NamedTuple):
-    """A line through ``points`` (x, y), y upwards, or a disc at one point; ``width`` in the same units."""
+    """A line through ``points`` (x, y), with y upwards, or a disc at one point; ``width`` has the same units."""
 
     points: Sequence[tuple[float, float]]
     width: float
@@ -47,7 +47,7 @@ class Stroke(NamedTuple):
 
 
 def play_episode(env: Env, policy: Policy, variables: Any, key: jax.Array) -> Episode:
-    """Act by the likeliest actions for one episode."""
+    """Run one episode with the most likely actions."""
 
     def act(carry: Any, t: jax.Array) -> Any:
         observation, state = carry
@@ -66,14 +66,14 @@ def play_episode(env: Env, policy: Policy, variables: Any, key: jax.Array) -> Ep
 
 
 def write_gif(env: Env, episode: Episode, path: Path, max_frames: int = 400, milliseconds: int = 40) -> Path:
-    """Write an episode as a GIF that repeats.
+    """Write an episode as a looping GIF.
 
     Args:
-        env: that was acted in.
+        env: the environment.
         episode: the episode.
-        path: of the file.
-        max_frames: frames at most; of a longer episode its beginning is drawn.
-        milliseconds: that a frame is seen.
+        path: output file.
+        max_frames: maximum number of frames; a longer episode is truncated.
+        milliseconds: duration of a frame.
     """
     frames = render_frames(env, episode, range(min(max_frames, len(episode.observations))))
     with disk.atomic_write(path) as temporary:
@@ -84,16 +84,16 @@ def write_gif(env: Env, episode: Episode, path: Path, max_frames: int = 400, mil
 
 
 def draw_strip(env: Env, episode: Episode, title: str, path: Path, max_steps: int = 6) -> Path:
-    """Write steps of an episode side by side as a PNG, from the first to the last, with what the network reads of each.
+    """Write evenly spaced steps of an episode as a PNG strip, with the observation of each.
 
     Args:
-        env: that was acted in.
+        env: the environment.
         episode: the episode.
-        title: above all.
-        path: of the file.
-        max_steps: steps at most.
+        title: title of the figure.
+        path: output file.
+        max_steps: maximum number of steps.
     """
-    from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
+    from matplotlib.figure import Figure  # the object interface needs no display and has no global state
 
     count = min(max_steps, len(episode.observations))
     steps = [int(t) for t in np.linspace(0, len(episode.observations) - 1, count).round()]
@@ -111,7 +111,7 @@ def draw_strip(env: Env, episode: Episode, title: str, path: Path, max_steps: in
 
 
 def observation_text(observation: np.ndarray) -> str:
-    """Return an observation in words: its values, or of a picture its shape and the cells that are set by channel."""
+    """Return an observation as text: its values, or for an image its shape and the number of set cells per channel."""
     if observation.ndim == 1:
         return "\n".join(f"{value:+.3f}" for value in observation)
     cells = observation.reshape(*observation.shape[:2], -1)
@@ -120,7 +120,7 @@ def observation_text(observation: np.ndarray) -> str:
 
 
 def render_frames(env: Env, episode: Episode, steps: Iterable[int]) -> list[Image.Image]:
-    """Return the pictures of some steps of an episode."""
+    """Return images of the given steps of an episode."""
     renderer = RENDERERS.get(env.name)
     if renderer is None:
         return [_draw_cells(episode.observations[t]) for t in steps]
@@ -129,7 +129,7 @@ def render_frames(env: Env, episode: Episode, steps: Iterable[int]) -> list[Imag
 
 
 def _draw_cells(observation: np.ndarray) -> Image.Image:
-    """Draw an observation (H, W, C) or (H, W), a colour for each channel; later channels lie above earlier ones."""
+    """Draw an observation (H, W, C) or (H, W) with a color per channel, later channels on top."""
     cells = observation.reshape(*observation.shape[:2], -1)
     pixels = np.zeros((*cells.shape[:2], 3), np.uint8)
     for k in range(cells.shape[-1]):
@@ -139,7 +139,7 @@ def _draw_cells(observation: np.ndarray) -> Image.Image:
 
 
 def _draw_strokes(strokes: Sequence[Stroke], box: tuple[float, float, float, float]) -> Image.Image:
-    """Draw strokes in the part (left, bottom, right, top) of the plane."""
+    """Draw strokes within the box (left, bottom, right, top)."""
     left, bottom, right, top = box
     scale = SIDE / (right - left)
     height = max(1, round((top - bottom) * scale))
@@ -203,7 +203,7 @@ def _point(place: Any) -> tuple[float, float]:
 
 def _reacher(state: Any, params: Any) -> Any:
     joints, strokes = [(0.0, 0.0)], []
-    for angle in np.ravel(state["angles"]):  # each against the ground, as gymnax has it
+    for angle in np.ravel(state["angles"]):  # absolute angles, as in gymnax
         joints.append((joints[-1][0] + math.cos(angle), joints[-1][1] + math.sin(angle)))
         strokes.append(Stroke(joints[-2:], 0.12, ACCENT))
     reach = len(joints) - 0.5

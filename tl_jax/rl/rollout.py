@@ -1,7 +1,7 @@
-"""Rollouts in many environments at once, for training and evaluation; action distributions, observation statistics.
+"""Rollouts in parallel environments for training and evaluation, action distributions, and observation statistics.
 
-Training goes on from the current states of the environments, evaluation runs whole episodes. Distributions are
-categorical, or independent normal. Observations are normalized to mean 0 and variance 1 by running statistics.
+Training continues from the current states of the environments; evaluation runs whole episodes. Distributions are
+categorical or independent normal. Observations are normalized to mean 0 and variance 1 by running statistics.
 """
 
 import math
@@ -17,19 +17,19 @@ HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 
 
 def sample_actions(key: jax.Array, out: PolicyOutput) -> jax.Array:
-    """Draw actions: (N,) int choices, or (N, A) values."""
+    """Sample actions: (N,) int for discrete, or (N, A) for continuous actions."""
     if not out.log_std.size:
         return jax.random.categorical(key, out.scores)
     return out.scores + jnp.exp(out.log_std)[None] * jax.random.normal(key, out.scores.shape)
 
 
 def greedy_actions(out: PolicyOutput) -> jax.Array:
-    """Return the likeliest actions: (N,) int choices, or (N, A) values."""
+    """Return the most likely actions: (N,) int for discrete, or (N, A) for continuous actions."""
     return out.scores if out.log_std.size else out.scores.argmax(-1)
 
 
 def log_prob(out: PolicyOutput, actions: jax.Array) -> jax.Array:
-    """Return the log probabilities (N,) of actions, in nats; of values their densities."""
+    """Return the log probabilities (N,) of actions, in nats; log densities for continuous actions."""
     if not out.log_std.size:
         return jnp.take_along_axis(jax.nn.log_softmax(out.scores), actions[:, None], axis=-1)[:, 0]
     deviation = (actions - out.scores) * jnp.exp(-out.log_std)[None]
@@ -45,7 +45,7 @@ def entropy(out: PolicyOutput) -> jax.Array:
 
 
 def divergence(p: PolicyOutput, q: PolicyOutput) -> jax.Array:
-    """Return KL(p || q) (N,), in nats: how far the policy q is from p, as p sees it."""
+    """Return KL(p || q) (N,), in nats."""
     if not p.log_std.size:
         log_p, log_q = jax.nn.log_softmax(p.scores), jax.nn.log_softmax(q.scores)
         return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
@@ -54,17 +54,17 @@ def divergence(p: PolicyOutput, q: PolicyOutput) -> jax.Array:
     return (q.log_std[None] - p.log_std[None] + ratio - 0.5).sum(-1)
 
 
-MAX_NORMALIZED = 10.0  # that a normalised value may be, in deviations
+MAX_NORMALIZED = 10.0  # clipping limit of normalized values
 Statistics = dict[str, jax.Array]
 
 
 def init_statistics(shape: tuple[int, ...]) -> Statistics:
-    """Return the statistics before anything was seen; they change nothing."""
+    """Return the initial statistics, which leave observations unchanged."""
     return {"count": jnp.zeros(()), "mean": jnp.zeros(shape), "var": jnp.ones(shape)}
 
 
 def update_statistics(stats: Statistics, x: jax.Array) -> Statistics:
-    """Return the statistics with the observations (N, ...) in them (Chan, Golub and LeVeque 1979)."""
+    """Update the statistics with observations (N, ...) (Chan, Golub and LeVeque 1979)."""
     n, mean, var = float(len(x)), x.mean(0), x.var(0)
     total = stats["count"] + n
     shift = mean - stats["mean"]
@@ -73,28 +73,28 @@ def update_statistics(stats: Statistics, x: jax.Array) -> Statistics:
 
 
 def normalize(stats: Any, x: jax.Array) -> jax.Array:
-    """Return the observations (N, ...) normalised; as they are where there are no statistics."""
+    """Normalize observations (N, ...); without statistics they are unchanged."""
     if not stats:
         return x
     scaled = (x - stats["mean"][None]) * jax.lax.rsqrt(stats["var"][None] + 1e-8)
     return jnp.clip(scaled, -MAX_NORMALIZED, MAX_NORMALIZED)
 
 
-EnvStates = dict[str, Any]  # of E worlds: "state", "observation" (E, ...), "returned" (E,) since the episode began
+EnvStates = dict[str, Any]  # of E environments: "state", "observation" (E, ...), "returned" (E,), return so far
 
 
 class Rollout(NamedTuple):
-    """T steps in E worlds, all (T, E, ...).
+    """T steps in E environments, all (T, E, ...).
 
     Attributes:
-        observation: acted on.
-        action: taken, as the policy drew it.
-        log_prob: of it, in nats.
-        value: of the observation.
-        reward: that followed, as the world gives it.
-        terminated, truncated: how the episode ended, where it did.
-        final_observation: observation that the step led to, before a new episode began.
-        episode_return: return of the episode that ended, 0 where none did.
+        observation: observation acted on.
+        action: action sampled from the policy.
+        log_prob: its log probability, in nats.
+        value: value of the observation.
+        reward: reward of the environment.
+        terminated, truncated: how the episode ended, if it did.
+        final_observation: observation after the step, before a new episode starts.
+        episode_return: return of the episode that ended; 0 if none did.
     """
 
     observation: jax.Array
@@ -109,19 +109,19 @@ class Rollout(NamedTuple):
 
 
 def reset_envs(env: Env, num_envs: int, key: jax.Array) -> EnvStates:
-    """Return ``num_envs`` environments at the start of an episode."""
+    """Reset ``num_envs`` environments."""
     observation, state = jax.vmap(env.reset)(jax.random.split(key, num_envs))
     return {"state": state, "observation": observation, "returned": jnp.zeros(num_envs)}
 
 
 def apply_policy(policy: Policy, variables: Any, observation: jax.Array) -> PolicyOutput:
-    """Apply the policy to observations (N, ...) as the environment gives them."""
+    """Apply the policy to unnormalized observations (N, ...)."""
     stats = variables["batch_stats"].get("observations", {})
     return policy.apply({"params": variables["params"]}, normalize(stats, observation))[0]
 
 
 def scale_actions(env: Env, action: jax.Array) -> jax.Array:
-    """Return drawn values (N, A), -1 to 1 of which is what is allowed, as actions of the world; choices as they are."""
+    """Map sampled values (N, A) from [-1, 1] to the action bounds of the environment; keep discrete actions."""
     if env.num_actions:
         return action
     low, high = (jnp.asarray(bound)[None] for bound in (env.low, env.high))
@@ -129,7 +129,7 @@ def scale_actions(env: Env, action: jax.Array) -> jax.Array:
 
 
 def collect(env: Env, policy: Policy, variables: Any, env_states: EnvStates, steps: int, key: jax.Array):
-    """Act for ``steps`` steps; return the worlds as they stand then, and what was ``Rollout``."""
+    """Run ``steps`` steps; return the new environment states and the ``Rollout``."""
 
     def act(env_states: EnvStates, key: jax.Array) -> tuple[EnvStates, Rollout]:
         act_key, env_key = jax.random.split(key)
@@ -157,7 +157,7 @@ def collect(env: Env, policy: Policy, variables: Any, env_states: EnvStates, ste
 def run_episodes(
     env: Env, policy: Policy, variables: Any, keys: jax.Array, greedy: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Return return and length (N,) of one episode for each of N keys, with the likeliest actions or drawn ones."""
+    """Run one episode for each of N keys, greedily or with sampled actions; return the returns and lengths (N,)."""
     pairs = jax.vmap(jax.random.split)(keys)
     observation, state = jax.vmap(env.reset)(pairs[:, 0])
 
