@@ -1,4 +1,4 @@
-"""Models by name, in Flax linen: pure, with named layers, ``(output, endpoints)``."""
+"""Models by name: pure Flax linen modules with named layers that return ``(output, endpoints)``."""
 
 import dataclasses
 import math
@@ -7,41 +7,41 @@ from numbers import Integral, Real
 from typing import Any
 
 from tl_jax.config.options import Options, option
-from tl_jax.models import efficientnet, inception, mobilenet, resnet, vgg  # noqa: F401  # which register themselves
+from tl_jax.models import efficientnet, inception, mobilenet, resnet, vgg  # noqa: F401  # registers the networks
 from tl_jax.models.bert import Bert
 from tl_jax.models.registry import MODELS, register_model
 from tl_jax.utils.errors import UserError, nearest
 
-register_model("bert", Bert, inputs="texts")  # its sizes are options, since every file says its own
+register_model("bert", Bert, inputs="texts")  # each file defines its sizes as options
 register_model("distilbert", Bert, {"depth": 6, "types": 0, "pooler": "relu", "head_dropout": 0.2}, inputs="texts")
 
-POLICY = "policy"  # the network of a reinforcement learner; its world decides on inputs and outputs
+POLICY = "policy"  # network of a reinforcement learner; its environment determines inputs and outputs
 
-# Limits of an option, which a user or a file of weights names.
-MAX_INTEGER = 10_000_000  # of a whole number: words of a vocabulary, units of a layer
-MAX_FLOAT = 100  # of other numbers: shares, multiples of a width
-MAX_BLOCKS = 1_000  # of layers; a few hundred are the deepest networks, and each takes a moment to build
+# Limits of options from users or weight files.
+MAX_INTEGER = 10_000_000  # integers, such as vocabulary size or layer width
+MAX_FLOAT = 100  # floats, such as rates and width multipliers
+MAX_BLOCKS = 1_000  # the deepest networks have a few hundred blocks, and each takes time to build
 
 
 def names(inputs: str = "images") -> tuple[str, ...]:
-    """Return the names of the networks that ``create`` knows, of images or of texts, sorted."""
+    """Return the sorted names of the networks for images or texts that ``create`` supports."""
     return tuple(sorted(name for name, entry in MODELS.items() if entry.inputs == inputs))
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Options):
-    """The network."""
+    """Network settings."""
 
     name: str = option("resnet50", "network", lambda: (*names(), *names("texts"), POLICY))
-    num_classes: int = option(0, "outputs of the head; 0 takes the number from the data", low=0)
-    endpoint: str = option("", "part of the network on which the new head sits, such as stage3; empty for the last")
-    channels: int = option(3, "of the network's input; 1 turns pictures to grey", low=1, high=3)
-    dtype: str = option("float32", "of the computation; parameters are always float32", ("float32", "bfloat16"))
+    num_classes: int = option(0, "outputs of the head; 0: the number of classes of the data", low=0)
+    endpoint: str = option("", "stage on which the new head sits, such as stage3; empty for the last")
+    channels: int = option(3, "input channels; 1 converts images to grayscale", low=1, high=3)
+    dtype: str = option("float32", "computation dtype; parameters are always float32", ("float32", "bfloat16"))
     options: Mapping[str, Any] = option({}, "further attributes of the model class, by name")
 
 
 def create(name: str, num_classes: int, **options: Any) -> Any:
-    """Return a linen module whose ``apply(variables, x, train=False)`` gives ``(logits, endpoints)``.
+    """Return a linen module; ``apply(variables, x, train=False)`` returns ``(logits, endpoints)``.
 
     Args:
         name: one of ``names()`` or ``names("texts")``.
@@ -49,7 +49,7 @@ def create(name: str, num_classes: int, **options: Any) -> Any:
         **options: attributes of the model class, such as ``layout``, ``endpoint`` or ``dtype``.
 
     Raises:
-        UserError: unknown name, option or layout, or a value of another type or beyond all reason.
+        UserError: The name, option or layout is unknown, or a value has the wrong type or is out of range.
     """
     entry = MODELS[name]
     cls, fixed = entry.cls, entry.options
@@ -73,7 +73,7 @@ def num_blocks(name: str, options: Mapping[str, Any]) -> int:
 
 
 def model_options(name: str, model: Any) -> dict[str, Any]:
-    """Return the options with which ``create(name, ...)`` gives ``model``; the type of computation is none of them."""
+    """Return the options with which ``create(name, ...)`` gives ``model``, without the computation dtype."""
     default_model = create(name, model.num_classes)
     skipped = {"parent", "name", "num_classes", "dtype"}
     values = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in skipped}
@@ -84,12 +84,12 @@ def check_options(name: str, options: Mapping[str, Any], defaults: Mapping[str, 
     """Check the values of options.
 
     Args:
-        name: of the model, for the message.
-        options: as given.
-        defaults: values of the attributes of the model without them, which have the right types.
+        name: name of the model, for the message.
+        options: given values.
+        defaults: default values of the model's attributes, which have the right types.
 
     Raises:
-        UserError: names the option and says what it may be.
+        UserError: A value is invalid; the message names the option and the valid values.
     """
     for key, value in options.items():
         if expected := _expectation(value, defaults[key]):
@@ -109,12 +109,12 @@ def count_blocks(options: Mapping[str, Any]) -> int:
 
 
 def _is_number(value: Any, kind: type) -> bool:
-    """Whether a value is a number of this kind, and not True or False."""
+    """Return whether a value is a number of this type, excluding booleans."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _expectation(value: Any, default: Any) -> str:
-    """Return in words what a value should be, "" if it is of the kind of ``default`` and within its range."""
+    """Describe the valid values; "" if a value has the type of ``default`` and is in range."""
     match default:
         case bool():
             return "" if isinstance(value, bool) else "True or False"
@@ -134,7 +134,7 @@ def _expectation(value: Any, default: Any) -> str:
             )
             return "" if fits else f"a tuple such as {default}"
         case _:
-            return ""  # a type of computation
+            return ""  # a computation dtype
 
 
 __all__ = ["POLICY", "check_options", "create", "model_options", "names", "num_blocks", "register_model"]

@@ -1,4 +1,4 @@
-"""Policy and value of a reinforcement learner: two towers of dense layers, for pictures behind a convolution."""
+"""Actor-critic network: two towers of dense layers, after a shared convolution for images."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,11 +13,11 @@ ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu}
 
 
 class PolicyOutput(NamedTuple):
-    """What a policy says of N observations.
+    """Output of a policy for N observations.
 
     Attributes:
-        scores: (N, A) logits of A choices, or means of A values in units of the action's half range.
-        log_std: (A,) logarithms of the values' deviations; empty (0,) where actions are choices.
+        scores: (N, A) logits of A discrete actions, or means of A continuous actions in units of half their range.
+        log_std: (A,) log standard deviations of continuous actions; empty (0,) for discrete actions.
         value: (N,) expected discounted return.
     """
 
@@ -29,18 +29,18 @@ class PolicyOutput(NamedTuple):
 class Policy(nn.Module):
     """Actor and critic: observations (N, ...) -> (``PolicyOutput``, endpoints).
 
-    The stages are ``conv1`` (for pictures (H, W, C); shared), ``layer1``, ``layer2``, ... with ``actor`` and ``critic``
-    in each, and ``head`` with ``policy`` and ``value``. Endpoints are their outputs, those of both towers side by side,
-    and ``features`` (N, D), the last of the actor's, which the policy's head reads. Kernels are orthogonal with the
-    gains of PPO's published runs (Huang et al. 2022, "The 37 implementation details of PPO", 2): root 2, for the
-    policy's head 0.01, for the value's 1.
+    The stages are ``conv1`` (for images (H, W, C); shared), ``layer1``, ``layer2``, ... with ``actor`` and ``critic``
+    in each, and ``head`` with ``policy`` and ``value``. Endpoints are their outputs, with both towers concatenated, and
+    ``features`` (N, D), the input of the policy head. Kernels are orthogonal with the gains of PPO's published runs
+    (Huang et al. 2022, "The 37 implementation details of PPO", 2): sqrt(2), 0.01 for the policy head, and 1 for the
+    value head.
 
     Attributes:
         actions: A.
-        continuous: whether actions are values rather than choices.
-        widths: of the layers.
-        channels: of the convolution.
-        activation: name in ``ACTIVATIONS``; the convolution always has relu.
+        continuous: whether actions are continuous rather than discrete.
+        widths: widths of the layers.
+        channels: channels of the convolution.
+        activation: name in ``ACTIVATIONS``; the convolution always uses relu.
     """
 
     actions: int
@@ -49,7 +49,7 @@ class Policy(nn.Module):
     channels: int = 16
     activation: str = "tanh"
 
-    if TYPE_CHECKING:  # what the types of flax leave out: a module has a hash, and ``apply`` gives what the call gives
+    if TYPE_CHECKING:  # missing in flax' types: modules are hashable, and ``apply`` returns what ``__call__`` returns
 
         def __hash__(self) -> int: ...
 
@@ -58,10 +58,10 @@ class Policy(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[PolicyOutput, dict[str, jax.Array]]:
         if self.activation not in ACTIVATIONS:
-            raise UserError(f"no activation {self.activation!r}; {nearest(self.activation, ACTIVATIONS)}")
+            raise UserError(f"unknown activation {self.activation!r}; {nearest(self.activation, ACTIVATIONS)}")
         endpoints = {}
         if x.ndim == 4:
-            # As MinAtar's own networks.
+            # As in MinAtar's networks.
             options = {"padding": "valid", "use_bias": True, "kernel_init": nn.initializers.orthogonal(2**0.5)}
             x = endpoints["conv1"] = nn.relu(Conv(self.channels, 3, **options, name="conv1")(x))
         actor = critic = x.reshape(x.shape[0], -1)
@@ -72,12 +72,12 @@ class Policy(nn.Module):
         return Head(self.actions, self.continuous, name="head")(actor, critic), endpoints
 
     def stage_names(self, image_input: bool = False) -> tuple[str, ...]:
-        """Return the names of the stages from the input on, without the head."""
+        """Return the names of the stages, input first, without the head."""
         return (*(["conv1"] if image_input else []), *(f"layer{i + 1}" for i in range(len(self.widths))))
 
 
 class TowerLayers(nn.Module):
-    """The layers of one depth of both towers."""
+    """One layer of both towers."""
 
     width: int
     activation: str
@@ -90,7 +90,7 @@ class TowerLayers(nn.Module):
 
 
 class Head(nn.Module):
-    """Scores of actions and value of the observation."""
+    """Action scores and value of the observation."""
 
     actions: int
     continuous: bool
@@ -109,5 +109,5 @@ def _dense(width: int, gain: float, name: str) -> nn.Dense:
 
 
 def init_variables(policy: Policy, shape: tuple[int, ...], key: jax.Array) -> dict[str, Any]:
-    """Return newly drawn variables for observations of ``shape``."""
+    """Initialize variables for observations of ``shape``."""
     return dict(policy.init(key, jnp.zeros((1, *shape))))

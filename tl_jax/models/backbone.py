@@ -1,4 +1,4 @@
-"""Base class of image networks: a sequence of named stages, their outputs by name, features, and a head."""
+"""Base class of image networks: named stages with their outputs as endpoints, features, and a head."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,14 +12,14 @@ from tl_jax.models.ops.conv import dense_product
 from tl_jax.models.ops.dropout import Dropout
 from tl_jax.utils.errors import UserError, nearest
 
-FEATURES = "features"  # the endpoint on which a new head sits
-StageFactory = Callable[[], Callable[[jax.Array, bool], jax.Array]]  # makes the layers, which map (x, train) to x
+FEATURES = "features"  # endpoint on which a new head sits
+StageFactory = Callable[[], Callable[[jax.Array, bool], jax.Array]]  # returns the layers (x, train) -> x
 
 
 class Adapter(nn.Module):
     """Bottleneck adapter, (N, H, W, C) -> the same: x plus two 1x1 convolutions with a ReLU between them.
 
-    Houlsby et al. 2019, arXiv:1902.00751. The second starts at zero, so that a new adapter changes nothing.
+    Houlsby et al. 2019, arXiv:1902.00751. The second is initialized to zero, so a new adapter changes nothing.
     """
 
     width: int
@@ -36,19 +36,19 @@ class Backbone(nn.Module):
     """Image network, (N, H, W, C) float -> (logits (N, K), endpoints).
 
     Subclasses define ``named_stages``. Endpoints are the output of each stage, (N, H', W', D'), under the stage's name,
-    and ``features`` (N, D), the global average of the last one. With ``num_classes=0`` there is no head and the first
+    and ``features`` (N, D), the global average of the last stage. With ``num_classes=0`` there is no head and the first
     output is ``features``.
 
     Attributes:
-        num_classes: K, 0 for no head.
-        start: name of the stage whose output is what comes in, instead of pictures; "features" takes those (N, D).
-        endpoint: name of the stage after which the network ends; empty for the whole network.
+        num_classes: K; 0 for no head.
+        start: name of the stage whose output is the input, in place of images; "features" takes features (N, D).
+        endpoint: name of the last stage; empty for the whole network.
         channels: number C of input channels.
-        dropout: share of the features that is dropped before the head while training.
-        adapter: width of a bottleneck adapter after each stage, 0 for none.
-        dtype: of the computation; parameters and statistics are float32.
-        layouts: names of the layouts that the class knows (its option ``layout``).
-        min_size: smallest side of a picture in pixels.
+        dropout: dropout rate of the features before the head.
+        adapter: width of a bottleneck adapter after each stage; 0 for none.
+        dtype: computation dtype; parameters and statistics are float32.
+        layouts: layouts that the class supports (its option ``layout``).
+        min_size: smallest side of an image in pixels.
     """
 
     num_classes: int
@@ -62,7 +62,7 @@ class Backbone(nn.Module):
     layouts: ClassVar[tuple[str, ...]] = ()
     min_size: ClassVar[int] = 1
 
-    if TYPE_CHECKING:  # what the types of flax leave out: a module has a hash, and ``apply`` gives what the call gives
+    if TYPE_CHECKING:  # missing in flax' types: modules are hashable, and ``apply`` returns what ``__call__`` returns
 
         def __hash__(self) -> int: ...
 
@@ -73,16 +73,16 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def stage_names(self) -> tuple[str, ...]:
-        """Return the names of the stages from the input on, as far as the network goes."""
+        """Return the names of the network's stages, input first."""
         names = [name for name, _ in self.named_stages()]
         return tuple(names[: names.index(self.endpoint) + 1] if self.endpoint in names else names)
 
     def head_input(self) -> str:
-        """Return the head's input: "features", or the name of a stage whose map it reads."""
+        """Return the head's input: "features", or the name of a stage whose feature map it reads."""
         return FEATURES
 
     def prepare_input(self, x: jax.Array) -> jax.Array:
-        """Return the images as the first stage takes them."""
+        """Convert the images to the input of the first stage."""
         return x
 
     def add_endpoints(self, endpoints: dict[str, jax.Array], train: bool) -> None:
@@ -93,7 +93,7 @@ class Backbone(nn.Module):
         return self.dense_head(endpoints["features"], train)
 
     def dense_head(self, features: jax.Array, train: bool) -> jax.Array:
-        """Return the logits (N, K) of (N, D): dropout and one linear layer."""
+        """Return the logits (N, K) for features (N, D): dropout and one linear layer."""
         features = Dropout(self.dropout, name="head_dropout")(features, train)
         head = nn.Dense(self.num_classes, kernel_init=glorot_uniform, dot_general=dense_product, name="head")
         return head(features.astype(jnp.float32))
@@ -108,11 +108,11 @@ class Backbone(nn.Module):
         return self.classify(endpoints, train) if self.num_classes else endpoints[FEATURES], endpoints
 
     def _apply_stages(self, x: jax.Array, endpoints: dict[str, jax.Array], train: bool) -> jax.Array:
-        """Apply the stages from ``start`` to ``endpoint``, put their outputs into ``endpoints``, return the last."""
+        """Apply the stages from ``start`` to ``endpoint``, add their outputs to ``endpoints``, and return the last."""
         stages = self.named_stages()
         names = [name for name, _ in stages]
         if self.endpoint and self.endpoint not in names:
-            raise UserError(f"no endpoint {self.endpoint!r} (config.model.endpoint); {nearest(self.endpoint, names)}")
+            raise UserError(f"config.model.endpoint: unknown stage {self.endpoint!r}; {nearest(self.endpoint, names)}")
         first = names.index(self.start) + 1 if self.start else 0
         last = names.index(self.endpoint) + 1 if self.endpoint else len(stages)
         if not first:
@@ -128,11 +128,11 @@ class Backbone(nn.Module):
     def _check_input(self, x: jax.Array) -> None:
         if x.ndim != 4 or x.shape[-1] != self.channels:
             raise UserError(
-                f"the network takes pictures (N, H, W, {self.channels}), not {tuple(x.shape)}; "
-                "other numbers of channels: pretrained.load(..., channels=C)"
+                f"images {tuple(x.shape)}: the network takes (N, H, W, {self.channels}); for another number of "
+                "channels use pretrained.load(..., channels=C)"
             )
         if min(x.shape[1:3]) < self.min_size:
             raise UserError(
-                f"pictures of {x.shape[1]}x{x.shape[2]} pixels are too small for this network, which needs "
+                f"images of {x.shape[1]}x{x.shape[2]} pixels are too small: this network needs at least "
                 f"{self.min_size}x{self.min_size}; raise config.input.size"
             )

@@ -21,13 +21,13 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "tanh": jnp.tanh,
 }
-normal_init = nn.initializers.normal(0.02)  # as published, where the paper cuts it off at two deviations
+normal_init = nn.initializers.normal(0.02)  # as published; the paper truncates at two standard deviations
 
 
 class Adapter(nn.Module):
     """Bottleneck adapter, (N, L, D) -> the same: x plus two linear layers with a ReLU between them.
 
-    Houlsby et al. 2019, arXiv:1902.00751. The second starts at zero, so that a new adapter changes nothing.
+    Houlsby et al. 2019, arXiv:1902.00751. The second is initialized to zero, so a new adapter changes nothing.
     """
 
     width: int
@@ -40,7 +40,7 @@ class Adapter(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, (N, L, D) -> (N, L, D); ``bias`` (N, 1, 1, L) is added to what is looked at."""
+    """Multi-head self-attention, (N, L, D) -> (N, L, D); ``bias`` (N, 1, 1, L) is added to the attention scores."""
 
     heads: int
     dropout: float
@@ -63,7 +63,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """One layer of the encoder, norms behind the sums: (N, L, D) -> (N, L, D)."""
+    """One encoder layer with post-layer normalization: (N, L, D) -> (N, L, D)."""
 
     heads: int
     hidden: int
@@ -84,7 +84,7 @@ class Layer(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Sum of the embeddings of words, positions and, with ``types``, of which text it is: (N, L) -> (N, L, D)."""
+    """Sum of word, position and, with ``types``, segment embeddings: (N, L) -> (N, L, D)."""
 
     vocabulary: int
     width: int
@@ -95,7 +95,7 @@ class Embeddings(nn.Module):
     dtype: Any
 
     def setup(self) -> None:
-        # In float32 whatever ``dtype`` is: the gradients of rows that many tokens share are sums of as many terms.
+        # Always float32: the gradient of a row sums over all tokens that share it.
         self.word = nn.Embed(self.vocabulary, self.width, embedding_init=normal_init)
         self.position = nn.Embed(self.positions, self.width, embedding_init=normal_init)
         if self.types:
@@ -106,13 +106,13 @@ class Embeddings(nn.Module):
     def __call__(self, ids: jax.Array, types: jax.Array, train: bool) -> jax.Array:
         x = self.word(ids) + self.position(jnp.arange(ids.shape[1]))[None]
         if self.types:
-            # Looked up by selection: the gradient of a gather adds all tokens to the same two rows, one by one.
+            # One-hot selection: the gradient of a gather would add all tokens to the same two rows, one by one.
             table = self.type.embedding
             x = x + sum(jnp.where(types[..., None] == i, table[i], 0) for i in range(self.types))
         return self.drop(self.norm(x), train)
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """Return the product of (N, L, D) with every word's embedding, (N, L, V)."""
+        """Return the product of (N, L, D) with every word embedding, (N, L, V)."""
         return x @ self.word.embedding.astype(self.dtype).T
 
 
@@ -133,31 +133,31 @@ OUTPUTS = ("text", "tokens", "masked")
 class Bert(nn.Module):
     """Text encoder: ids of tokens (N, L) -> (output, endpoints).
 
-    Endpoints are "embeddings", "layer1", ... (N, L, D), "pooled" (N, D) and ``features``, which is the same; sums and
-    softmax are float32 whatever ``dtype`` is. The output is, by ``output``, logits (N, K) of a text, (N, L, K) of
-    its tokens, or (N, L, V) of the words behind masks. With ``num_classes=0`` the output is ``features``; the head of
-    masks has no classes and is there whenever it is named.
+    Endpoints are "embeddings", "layer1", ... (N, L, D), "pooled" (N, D) and ``features``, which equals "pooled". Sums
+    and softmax are float32 whatever ``dtype`` is. Depending on ``output``, the output is text logits (N, K), token
+    logits (N, L, K), or word logits (N, L, V) for masked language modelling. With ``num_classes=0`` it is ``features``;
+    the masked language modelling head has no classes and is present whenever it is selected.
 
     Attributes:
         num_classes: K.
-        vocabulary: V, ids below which are known.
+        vocabulary: V, the number of token ids.
         width: D, a multiple of ``heads``.
         depth: number of layers.
         heads: number of attention heads.
-        hidden: width between the two products of a layer.
-        positions: tokens at most.
-        types: texts that an input may be made of, 0 for no embedding of that.
-        epsilon: of the norms.
+        hidden: width of the feed-forward layers.
+        positions: maximum number of tokens.
+        types: number of segment types; 0 for no segment embedding.
+        epsilon: epsilon of the layer norms.
         activation: name in ``ACTIVATIONS``.
-        pooling: "pooler" (a layer on the first token), "first" (that token) or "mean" (of all that are no padding).
+        pooling: "pooler" (a layer on the first token), "first" (that token) or "mean" (over tokens without padding).
         pooler: activation of that layer: tanh in BERT, relu in DistilBERT's classifier.
-        dropout: share dropped behind embeddings and within layers, while training.
-        attention_dropout: the same for the weights of attention.
-        head_dropout: the same before the head.
+        dropout: dropout rate after the embeddings and within layers.
+        attention_dropout: dropout rate of the attention weights.
+        head_dropout: dropout rate before the head.
         output: one of ``OUTPUTS``.
-        endpoint: name of the stage after which the network ends; empty for the whole network.
-        adapter: width of a bottleneck adapter after each layer, 0 for none.
-        dtype: of the computation; parameters are float32.
+        endpoint: name of the last stage; empty for the whole network.
+        adapter: width of a bottleneck adapter after each layer; 0 for none.
+        dtype: computation dtype; parameters are float32.
     """
 
     num_classes: int
@@ -182,22 +182,22 @@ class Bert(nn.Module):
 
     layouts: ClassVar[tuple[str, ...]] = ()
 
-    if TYPE_CHECKING:  # what the types of flax leave out: a module has a hash, and ``apply`` gives what the call gives
+    if TYPE_CHECKING:  # missing in flax' types: modules are hashable, and ``apply`` returns what ``__call__`` returns
 
         def __hash__(self) -> int: ...
 
         def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
     def stage_names(self) -> tuple[str, ...]:
-        """Return the names of the stages from the input on, as far as the network goes."""
+        """Return the names of the network's stages, input first."""
         names = ["embeddings", *(f"layer{i + 1}" for i in range(self.depth))]
         if self.endpoint and self.endpoint not in names:
-            raise UserError(f"no endpoint {self.endpoint!r} (config.model.endpoint); {nearest(self.endpoint, names)}")
+            raise UserError(f"config.model.endpoint: unknown stage {self.endpoint!r}; {nearest(self.endpoint, names)}")
         included = names[: names.index(self.endpoint) + 1] if self.endpoint else names
         return (*included, *(["pooler"] if self.pooling == "pooler" else []))
 
     def layer_names(self) -> tuple[str, ...]:
-        """Return the names of the layers, as far as the network goes."""
+        """Return the names of the network's layers."""
         return tuple(name for name in self.stage_names() if name.startswith("layer"))
 
     @nn.compact
@@ -213,10 +213,11 @@ class Bert(nn.Module):
 
         Args:
             input_ids: (N, L) int in [0, V).
-            attention_mask: (N, L), 0 where a token is padding; None where none is.
-            token_type_ids: (N, L) int, which of the texts a token belongs to; None for the first.
-            train: whether values are dropped.
-            positions: (N, P) int, the tokens that the head of masks reads, which then gives (N, P, V); None for all.
+            attention_mask: (N, L), 0 for padding; None if there is none.
+            token_type_ids: (N, L) int, segment of each token; None for the first.
+            train: whether to apply dropout.
+            positions: (N, P) int, tokens that the masked language modelling head reads, which then returns (N, P, V);
+                None for all.
         """
         self._check_input(input_ids)
         mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -226,7 +227,7 @@ class Bert(nn.Module):
             name="embeddings",
         )  # fmt: skip
         endpoints: dict[str, jax.Array] = {"embeddings": (x := embeddings(input_ids, types, train))}
-        # Not minus infinity: a row of padding alone, as fills a last batch, would become NaN.
+        # Not minus infinity: a row of padding only, as in an incomplete last batch, would become NaN.
         bias = jnp.where(mask[:, None, None] > 0, 0.0, jnp.finfo(jnp.float32).min)
         for name in self.layer_names():
             x = Layer(
@@ -255,7 +256,7 @@ class Bert(nn.Module):
         return first.astype(jnp.float32)
 
     def _vocabulary_logits(self, x: jax.Array, embeddings: Embeddings) -> jax.Array:
-        """Return logits (N, L, V) of the words: a layer, and the embeddings of the words once more."""
+        """Return word logits (N, L, V): a layer, and the transposed word embeddings."""
         x = ACTIVATIONS[self.activation](dense_layer(self.width, self.dtype, "masked_dense")(x))
         x = layer_norm(self.epsilon, self.dtype, "masked_norm")(x)
         bias = self.param("masked_bias", nn.initializers.zeros_init(), (self.vocabulary,), jnp.float32)
@@ -264,13 +265,13 @@ class Bert(nn.Module):
     def _check_input(self, ids: jax.Array) -> None:
         for name, choices in (("activation", ACTIVATIONS), ("pooling", POOLINGS), ("output", OUTPUTS)):
             if (value := getattr(self, name)) not in choices:
-                raise UserError(f"no {name} {value!r}; {nearest(value, choices)}")
+                raise UserError(f"unknown {name} {value!r}; {nearest(value, choices)}")
         if self.width % self.heads:
-            raise UserError(f"width={self.width} must be a multiple of heads={self.heads}")
+            raise UserError(f"width={self.width}: not a multiple of heads={self.heads}; choose one")
         if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise UserError(f"the network takes ids of tokens, int (N, L), not {ids.dtype} {tuple(ids.shape)}")
+            raise UserError(f"input_ids {ids.dtype} {tuple(ids.shape)}: not token ids; pass int (N, L)")
         if ids.shape[1] > self.positions:
             raise UserError(
-                f"{ids.shape[1]} tokens are more than the {self.positions} that this network has positions for; "
-                "cut texts with max_length"
+                f"input_ids: {ids.shape[1]} tokens exceed the network's {self.positions} positions; "
+                "truncate texts with max_length"
             )

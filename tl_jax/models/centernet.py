@@ -1,11 +1,11 @@
 """CenterNet: object detection as center points, on any image network; heads, targets, box decoding and box overlap.
 
 CenterNet (Zhou et al. 2019, "Objects as Points", arXiv:1904.07850) predicts one map of object centers and of the
-distances from there to the sides of the box, which are trained as in TTFNet (Liu et al. 2020, arXiv:1909.00700). Of the
-anchor-free detectors it was chosen over FCOS (Tian et al. 2019, arXiv:1904.01355) because it has one fine map instead
-of a pyramid's five. At 128 to 256 pixels most objects would be on the finest level of a pyramid anyway, whose cells of
-8 pixels are too coarse for them, and on 200 images every level would see few. The center of an object is learned from
-all of its surroundings (a Gaussian), not from one cell.
+distances from there to the sides of the box, trained as in TTFNet (Liu et al. 2020, arXiv:1909.00700). It was chosen
+over FCOS (Tian et al. 2019, arXiv:1904.01355) because it has one fine map instead of a pyramid's five. At 128 to 256
+pixels most objects would be on the finest pyramid level, whose 8 pixel cells are too coarse for them, and with 200
+images each level would see few objects. CenterNet learns a center from all of its surroundings (a Gaussian), not from
+one cell.
 """
 
 import math
@@ -19,20 +19,20 @@ import jax.numpy as jnp
 from tl_jax.models.backbone import Backbone
 from tl_jax.models.layers import Conv
 
-STRIDE = 4  # pixels of a cell of the map
-# Probability of a center that a new head gives everywhere: nearly all cells have none (arXiv:1708.02002).
+STRIDE = 4  # pixels per cell of the map
+# Initial center probability of a new head: nearly all cells have no center (arXiv:1708.02002).
 CENTER_PRIOR = 0.01
-INITIAL_DISTANCE = 2 * STRIDE  # pixels from a middle to each side that a new head gives
-MAX_LOG_DISTANCE = 6.0  # of the logarithm of a distance in units, either way: 0.02 to 3,200 pixels
-# Channels of a group in GroupNorm, which unlike BatchNorm does not mind small batches (arXiv:1803.08494).
+INITIAL_DISTANCE = 2 * STRIDE  # initial distance in pixels from a center to each side
+MAX_LOG_DISTANCE = 6.0  # limit of the absolute log distance: 0.02 to 3,200 pixels
+# Channels per group of GroupNorm, which, unlike BatchNorm, works with small batches (arXiv:1803.08494).
 GROUP_SIZE = 8
 
 
 class Head(nn.Module):
     """Neck and outputs: maps from fine to coarse -> ``heat`` (N, h, w, K) logits and ``sides`` (N, h, w, 4).
 
-    The coarse maps are brought to the size of the finer ones and added, as in a feature pyramid (arXiv:1612.03144).
-    ``sides`` are the distances in pixels from the middle of a cell to the left, top, right and bottom of its object.
+    Coarse maps are upsampled and added to the finer ones, as in a feature pyramid (arXiv:1612.03144). ``sides`` are the
+    distances in pixels from the center of a cell to the left, top, right and bottom of its object.
     """
 
     num_classes: int
@@ -41,7 +41,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, maps: dict[str, jax.Array], shape: tuple[int, int]) -> dict[str, jax.Array]:
-        """Apply to maps (N, h, w, C) by name; ``shape`` (h, w) is that of what comes out."""
+        """Apply to maps (N, h, w, C) by name; ``shape`` (h, w) is the size of the output."""
         coarse, *finer = reversed(maps)
         x = self._lateral(maps[coarse], coarse)
         for name in finer:
@@ -71,7 +71,7 @@ class Head(nn.Module):
 class Detector(nn.Module):
     """A network with a detection head, (N, H, W, C) float -> ({``heat``, ``sides``}, endpoints of the network).
 
-    The parameters of the network keep their names, those of the head stand under ``head``.
+    The parameters of the network keep their names; those of the head are under ``head``.
 
     Attributes:
         backbone: without a head.
@@ -96,41 +96,41 @@ class Detector(nn.Module):
         ), endpoints
 
     def stage_names(self) -> tuple[str, ...]:
-        """Return the names of the network's stages from the input on."""
+        """Return the names of the network's stages, input first."""
         return self.backbone.stage_names()
 
     @property
     def channels(self) -> int:
-        """Channels of the pictures."""
+        """Number of input channels."""
         return self.backbone.channels
 
     @property
     def min_size(self) -> int:
-        """Smallest side of a picture in pixels."""
+        """Smallest side of an image in pixels."""
         return self.backbone.min_size
 
 
 def map_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """Return (h, w) of the map for pictures (H, W)."""
+    """Return the map size (h, w) for images (H, W)."""
     height, width = (-(-side // STRIDE) for side in shape)
     return height, width
 
 
 def head_stages(stages: Sequence[str], endpoints: Mapping[str, jax.Array], shape: tuple[int, int]) -> list[str]:
-    """Return the stages whose maps the head reads: the last one of each size that is not above ``shape`` (h, w)."""
+    """Return the stages that the head reads: the last of each map size, up to ``shape`` (h, w)."""
     last = {endpoints[name].shape[1:3]: name for name in stages}
     fitting = [name for size, name in last.items() if size[0] <= shape[0] and size[1] <= shape[1]]
     return fitting or [stages[-1]]
 
 
 def _resize(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return maps (N, h, w, C) enlarged to ``shape``."""
+    """Upsample maps (N, h, w, C) to ``shape``."""
     if x.shape[1:3] == shape:
         return x
     return jax.image.resize(x, (len(x), *shape, x.shape[-1]), "linear")
 
 
-EPSILON = 1e-7  # square pixels, against division by 0
+EPSILON = 1e-7  # square pixels, avoids division by 0
 
 
 def area(boxes: jax.Array) -> jax.Array:
@@ -145,9 +145,9 @@ def iou(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def giou(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Return the generalised intersection over union (...,) of boxes (..., 4), pair by pair, in (-1, 1].
+    """Return the pairwise generalized intersection over union (...,) of boxes (..., 4), in (-1, 1].
 
-    Where boxes do not meet it falls with the emptiness of the box around both (Rezatofighi et al. 2019,
+    For disjoint boxes it decreases with the empty area of their common bounding box (Rezatofighi et al. 2019,
     arXiv:1902.09630).
     """
     intersection, union = _intersection_union(a, b)
@@ -157,23 +157,23 @@ def giou(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _intersection_union(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the areas of intersection and union of boxes that broadcast."""
+    """Return the areas of intersection and union of boxes, with broadcasting."""
     top_left, bottom_right = jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])
     intersection = jnp.prod(jnp.maximum(bottom_right - top_left, 0.0), axis=-1)
     return intersection, area(a) + area(b) - intersection
 
 
 def suppress_non_maxima(boxes: jax.Array, classes: jax.Array, scores: jax.Array, iou_threshold: float) -> jax.Array:
-    """Return the scores (D,), set to 0 for boxes that overlap a better one of their class.
+    """Return the scores (D,), with 0 for boxes that overlap a better box of their class.
 
-    Non-maximum suppression: in the order of their scores, a box is dropped if its IoU with one that was kept is above
+    Non-maximum suppression: in descending order of scores, a box is dropped if its IoU with a kept box exceeds
     ``iou_threshold``.
 
     Args:
         boxes: (D, 4).
         classes: (D,).
         scores: (D,) in descending order.
-        iou_threshold: IoU above which two boxes of a class count as one.
+        iou_threshold: IoU above which two boxes of a class are duplicates.
     """
     overlaps = (iou(boxes, boxes) > iou_threshold) & (classes[:, None] == classes[None])
     is_later = jnp.arange(len(boxes))[None] > jnp.arange(len(boxes))[:, None]
@@ -186,17 +186,17 @@ def suppress_non_maxima(boxes: jax.Array, classes: jax.Array, scores: jax.Array,
     return jnp.where(keep, scores, 0.0)
 
 
-GAUSSIAN_SHARE = 0.54  # share of a box's sides that a Gaussian covers (alpha in TTFNet)
+GAUSSIAN_SHARE = 0.54  # size of the Gaussian relative to the box (alpha in TTFNet)
 
 
 class Targets(NamedTuple):
     """Training targets: the maps (h, w) of one image.
 
     Attributes:
-        heatmap: (h, w, K) in [0, 1], 1 in the cell with the middle of an object and a Gaussian around it.
-        boxes: (h, w, 4) in pixels, of the object that a cell belongs to.
-        weights: (h, w) of the cells in the loss of boxes, 1 in all for each object.
-        heat_mask: (h, w) 0 in cells that are left out of the loss where there is no object.
+        heatmap: (h, w, K) in [0, 1], 1 in the cell of an object's center, with a Gaussian around it.
+        boxes: (h, w, 4) in pixels, of the object to which a cell is assigned.
+        weights: (h, w) weights of the cells in the box loss, with sum 1 for each object.
+        heat_mask: (h, w) 0 for negative cells that the loss ignores.
     """
 
     heatmap: jax.Array
@@ -219,8 +219,8 @@ def make_targets(
 
     Args:
         boxes: (M, 4) in pixels.
-        classes: (M,) int, below 0 where there is no object.
-        crowd: (M,) bool, of objects that are neither learned nor held against the detector.
+        classes: (M,) int, below 0 for padding.
+        crowd: (M,) bool, crowd objects, which the loss ignores.
         num_classes: K.
         shape: (h, w).
         cell_size: height and width of a cell in pixels.
@@ -245,14 +245,14 @@ def make_targets(
 
 
 def _gaussian(positions: jax.Array, centers: jax.Array, radii: jax.Array) -> jax.Array:
-    """Return Gaussians (M, n) about ``centers`` (M,), 0 beyond ``radii`` (M,), with a sixth of their width as sigma."""
+    """Return Gaussians (M, n) around ``centers`` (M,), 0 beyond ``radii`` (M,), with sigma a sixth of their width."""
     distance = jnp.abs(positions[None] - centers[:, None])
     sigma = (2 * radii[:, None] + 1) / 6
     return jnp.where(distance <= radii[:, None], jnp.exp(-0.5 * (distance / sigma) ** 2), 0.0)
 
 
 def _cells_in_boxes(boxes: jax.Array, shape: tuple[int, int], cell_size: tuple[float, float]) -> jax.Array:
-    """Return whether the middles of cells lie in boxes, (M, h, w)."""
+    """Return whether the centers of cells are in boxes, (M, h, w)."""
     rows, columns = ((jnp.arange(length) + 0.5) * side for length, side in zip(shape, cell_size, strict=True))
     x0, y0, x1, y1 = boxes.T[:, :, None]
     in_rows = (rows[None] >= y0) & (rows[None] < y1)
@@ -261,7 +261,7 @@ def _cells_in_boxes(boxes: jax.Array, shape: tuple[int, int], cell_size: tuple[f
 
 
 def decode_boxes(sides: jax.Array, cell_size: tuple[float, float]) -> jax.Array:
-    """Return boxes (..., h, w, 4) in pixels from the distances (..., h, w, 4) of their sides to the middle of cells."""
+    """Return boxes (..., h, w, 4) in pixels from the distances (..., h, w, 4) between cell centers and box sides."""
     height, width = sides.shape[-3:-1]
     y, x = ((jnp.arange(length) + 0.5) * side for length, side in zip((height, width), cell_size, strict=True))
     centers = jnp.stack([*jnp.meshgrid(x, y)] * 2, axis=-1).reshape((1,) * (sides.ndim - 3) + (height, width, 4))
@@ -269,16 +269,16 @@ def decode_boxes(sides: jax.Array, cell_size: tuple[float, float]) -> jax.Array:
 
 
 def decode_detections(outputs: Any, shape: tuple[int, int], max_detections: int, iou_threshold: float) -> jax.Array:
-    """Return the best boxes of each image, (N, D, 6): x0, y0, x1, y1, class, score, the best first.
+    """Return the best boxes of each image, (N, D, 6): x0, y0, x1, y1, class, score, best first.
 
-    A cell is a candidate for a class where it is the highest of its 3x3 neighbours. Boxes that lie on better ones of
-    their class have the score 0.
+    A cell is a candidate for a class if it is the maximum of its 3x3 neighborhood. Duplicates of better boxes of the
+    same class get score 0.
 
     Args:
         outputs: ``heat`` (N, h, w, K) logits and ``sides`` (N, h, w, 4) of a detector.
-        shape: (H, W) of the pictures in pixels.
-        max_detections: largest D; there are no more than h * w * K.
-        iou_threshold: IoU above which two boxes of a class count as one.
+        shape: (H, W) of the images in pixels.
+        max_detections: maximum D; at most h * w * K.
+        iou_threshold: IoU above which two boxes of a class are duplicates.
     """
     heat = jax.nn.sigmoid(outputs["heat"])
     n, height, width, num_classes = heat.shape

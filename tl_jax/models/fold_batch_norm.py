@@ -1,4 +1,4 @@
-"""BatchNorm in evaluation is a factor and a term for each channel: both go into the convolution before it."""
+"""BatchNorm folding for evaluation: its scale and shift per channel are merged into the preceding convolution."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ from tl_jax.utils import tree
 
 
 class ConvNormPair(NamedTuple):
-    """Paths of a convolution and of the BatchNorm that takes its output, and the latter's epsilon."""
+    """Paths of a convolution and of the BatchNorm on its output, and the BatchNorm's epsilon."""
 
     conv: str
     norm: str
@@ -24,9 +24,9 @@ class ConvNormPair(NamedTuple):
 
 @functools.cache
 def find_pairs(model: Backbone, size: int) -> tuple[ConvNormPair, ...]:
-    """Return the pairs of a model on pictures of ``size`` pixels, found by following the data; nothing is computed."""
+    """Return the pairs of a model for images of ``size`` pixels, found by tracing its data flow abstractly."""
     pairs: list[ConvNormPair] = []
-    outputs: list[tuple[Any, str]] = []  # kept, so that no later value has the identity of an earlier one
+    outputs: list[tuple[Any, str]] = []  # kept alive, so that ids are not reused
 
     def follow(call, args, kwargs, context):
         layer, path = context.module, "/".join(context.module.path)
@@ -43,7 +43,7 @@ def find_pairs(model: Backbone, size: int) -> tuple[ConvNormPair, ...]:
 
 
 def fold_variables(pairs: tuple[ConvNormPair, ...], variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the variables with the factors in the kernels, and the terms (C,) by path of the norm as "shifts"."""
+    """Return the variables with the scales in the kernels, and the shifts (C,) by path of the norm as "shifts"."""
     params, stats = dict(tree.flatten(variables["params"])), tree.flatten(variables["batch_stats"])
     shifts = {}
     for conv, norm, epsilon in pairs:
@@ -60,7 +60,7 @@ def fold_variables(pairs: tuple[ConvNormPair, ...], variables: Mapping[str, Any]
 
 @contextlib.contextmanager
 def folded_norms(shifts: Mapping[str, jax.Array]) -> Iterator[None]:
-    """Make the BatchNorm layers that were folded add their term and do nothing else."""
+    """Make folded BatchNorm layers only add their shift."""
 
     def intercept(call, args, kwargs, context):
         path = "/".join(context.module.path)

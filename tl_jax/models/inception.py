@@ -1,10 +1,10 @@
-"""InceptionV3 (Szegedy et al. 2016, arXiv:1512.00567), in the layouts whose weights exist in the wild.
+"""InceptionV3 (Szegedy et al. 2016, arXiv:1512.00567), in the layouts of published weights.
 
     layout        mean pooling counts padding   BatchNorm scale   momentum kept   weights
     "keras"       no                            no                0.99            keras.applications
     "torchvision" yes                           yes               0.9             torchvision, timm
 
-The units of a block bear torchvision's names; blocks are counted as Keras counts them.
+The units of a block have torchvision's names; blocks are numbered as in Keras.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ from tl_jax.utils.errors import UserError
 
 
 class Layout(NamedTuple):
-    """What differs between sources of weights."""
+    """Differences between sources of weights."""
 
     count_padding: bool
     norm: Norm
@@ -56,7 +56,7 @@ LAYOUTS = {
 
 
 class Unit(NamedTuple):
-    """One convolution with BatchNorm and ReLU; at stride 2 it has no padding, as all of InceptionV3's do."""
+    """One convolution with BatchNorm and ReLU; without padding at stride 2, as everywhere in InceptionV3."""
 
     name: str
     features: int
@@ -64,8 +64,8 @@ class Unit(NamedTuple):
     stride: int = 1
 
 
-Branch = Sequence[Unit | tuple[Unit, Unit]]  # a pair runs side by side and is concatenated
-POOL, MAX_POOL = "branch_pool", Unit("", 0)  # the branch after a mean pooling; the branch that is a max pooling
+Branch = Sequence[Unit | tuple[Unit, Unit]]  # a pair runs in parallel and is concatenated
+POOL, MAX_POOL = "branch_pool", Unit("", 0)  # the branch after average pooling; the branch that is a max pooling
 
 
 def _grid35(pool_features: int) -> list[Branch]:
@@ -108,7 +108,7 @@ def _to_grid8() -> list[Branch]:
 
 
 def _grid8() -> list[Branch]:
-    """Figure 7: the branches widen into 1x3 and 3x1 side by side."""
+    """Figure 7: the branches end in parallel 1x3 and 3x1 convolutions."""
 
     def pair(name: str) -> tuple[Unit, Unit]:
         return Unit(f"{name}a", 384, (1, 3)), Unit(f"{name}b", 384, (3, 1))
@@ -122,7 +122,7 @@ def _grid8() -> list[Branch]:
 
 
 class Mixed(nn.Module):
-    """Branches side by side, concatenated along the channels: (N, H, W, C) -> (N, H', W', sum of branches)."""
+    """Parallel branches, concatenated along the channels: (N, H, W, C) -> (N, H', W', sum of branches)."""
 
     branches: Sequence[Branch]
     width: float
@@ -150,7 +150,7 @@ class Mixed(nn.Module):
 
 
 def conv_norm(unit: Unit, padding: str, width: float, layout: Layout, dtype: Any) -> ConvNorm:
-    """Return the layers of a unit, its channels multiplied by ``width``."""
+    """Return the layers of a unit, with its channels multiplied by ``width``."""
     features = max(1, round(unit.features * width))
     return ConvNorm(features, unit.kernel, unit.stride, padding, layout.norm, nn.relu, dtype, name=unit.name)
 
@@ -189,7 +189,7 @@ class AuxiliaryHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         if min(x.shape[1:3]) < 17:
-            raise UserError("the auxiliary head needs pictures of 299x299 pixels; set config.input.size=299")
+            raise UserError("model.aux: the auxiliary head needs images of 299x299 pixels; set config.input.size=299")
         x = nn.avg_pool(x, (5, 5), (3, 3))
         for unit in (Unit("conv1", 128), Unit("conv2", 768, 5)):
             x = conv_norm(unit, "valid", self.width, self.layout, self.dtype)(x, train)
@@ -204,11 +204,11 @@ class InceptionV3(Backbone):
     with ``aux`` the ``aux_logits`` (N, K).
 
     Attributes:
-        aux: have the auxiliary head; it is trained with the network, never used to predict.
-        transform_input: inputs are scaled by mean and standard deviation, as torchvision does, and are brought to
-            [-1, 1], which its weights were trained with.
+        aux: whether to add the auxiliary head, which is trained but not used for predictions.
+        transform_input: convert inputs normalized by mean and standard deviation, torchvision's preprocessing, to
+            [-1, 1], with which its weights were trained.
         width: multiplier of all channels.
-        repeats: equal blocks at each of the three sizes; all but the first also have one that halves the map.
+        repeats: equal blocks at each of the three sizes; all but the first also have a block that halves the map.
         layout: key into ``LAYOUTS``.
     """
 
@@ -237,7 +237,7 @@ class InceptionV3(Backbone):
         return self._last_block(2) if self.aux else super().head_input()
 
     def _last_block(self, stage: int) -> str:
-        """Return the name of the last block of a size."""
+        """Return the name of the last block at a size."""
         return f"mixed{sum(self.repeats[:stage]) + stage - 2}"
 
     def prepare_input(self, x: jax.Array) -> jax.Array:
@@ -272,7 +272,7 @@ _GRID17 = [
 _TO8 = [["branch3x3_1", "branch3x3_2"], [f"branch7x7x3_{i}" for i in (1, 2, 3, 4)]]
 _GRID8 = [
     ["branch1x1"],
-    ["branch3x3_1", "branch3x3_2a branch3x3_2b"],  # side by side
+    ["branch3x3_1", "branch3x3_2a branch3x3_2b"],  # in parallel
     ["branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3a branch3x3dbl_3b"],
     _POOL,
 ]
@@ -286,7 +286,7 @@ def _inception_blocks(repeats: Repeats) -> list[list[list[str]]]:
 
 
 def _creation_order(repeats: Repeats) -> list[str]:
-    """Return the units in the order in which Keras makes them."""
+    """Return the units in the order in which Keras creates them."""
     units = [f"stem/conv{i}" for i in (1, 2, 3, 4, 5)]
     for number, branches in enumerate(_inception_blocks(repeats)):
         units += [f"mixed{number}/{unit}" for branch in branches for step in branch for unit in step.split()]
@@ -294,12 +294,12 @@ def _creation_order(repeats: Repeats) -> list[str]:
 
 
 def _distance(branch: Sequence[str], step: int) -> float:
-    """Return how many units lie from a step to the end of its block; a pair ends in a concatenation of its own."""
+    """Return the number of units from a step to the end of its block; a pair ends in a concatenation of its own."""
     return len(branch) - step + (0.5 if " " in branch[-1] else 0.0)
 
 
 def _keras_order(repeats: Repeats) -> list[str]:
-    """Return the units as Keras lists them: in each block the furthest from its end first."""
+    """Return the units in Keras' order: in each block, those furthest from its end first."""
     units = [f"stem/conv{i}" for i in (1, 2, 3, 4, 5)]
     for number, branches in enumerate(_inception_blocks(repeats)):
         steps = [(_distance(branch, i), step) for branch in branches for i, step in enumerate(branch)]
@@ -322,9 +322,9 @@ def _inception_keras(repeats: Repeats) -> Table:
 
 
 def _inception_torchvision(repeats: Repeats) -> Table:
-    """torchvision and timm: ``Mixed_5b.branch1x1.conv.weight``; the auxiliary head may be there or not."""
+    """torchvision and timm: ``Mixed_5b.branch1x1.conv.weight``; the auxiliary head is optional."""
     units = [(rf"Conv2d_{name}", f"stem/conv{i}") for i, name in enumerate(_STEM, start=1)]
-    # The first of the second and third size halves the map.
+    # The first block of the second and third size halves the map.
     blocks = [f"5{c}" for c in "bcd"[: repeats[0]]] + [f"6{c}" for c in "abcde"[: repeats[1] + 1]]
     blocks += [f"7{c}" for c in "abc"[: repeats[2] + 1]]
     units += [(rf"Mixed_{name}\.(\w+)", rf"mixed{i}/\1") for i, name in enumerate(blocks)]
@@ -335,7 +335,7 @@ def _inception_torchvision(repeats: Repeats) -> Table:
 
 
 def inception_tables(repeats: Repeats) -> dict[str, Table]:
-    """Return the tables by source; timm's names are torchvision's."""
+    """Return the tables by source; timm uses torchvision's names."""
     torch = _inception_torchvision(repeats)
     return {"keras": _inception_keras(repeats), "torchvision": torch, "timm": torch}
 
@@ -380,7 +380,7 @@ register_model(
         ),
     ),
 )
-# It keeps every kind of layer of the family, for tests and smoke runs.
+# All kinds of layers of the family, for tests and smoke tests.
 register_model(
     "inception_v3_tiny",
     InceptionV3,

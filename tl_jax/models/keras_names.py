@@ -1,11 +1,12 @@
-"""Names in Keras' files: one spelling for each weight, and the order of layers where their names say nothing.
+"""Names in Keras' files: one spelling per weight, and the order of layers if their names carry no meaning.
 
-Keras itself loads legacy files by order. Here names decide where they mean something. Layers named automatically
-(``conv2d_12`` is another layer in each session, and where counting starts at 0 or 1) are told by their order among
-those of their kind, which all of Keras' layouts keep, checked by what their numbers say of when they were made.
+Keras itself loads legacy files by order. Here meaningful names take precedence. Automatic names are ambiguous:
+``conv2d_12`` is another layer in each session, and counting starts at 0 or 1. Such layers are identified by their order
+among those of their kind, which all of Keras' layouts preserve, and checked against the creation order that their
+numbers imply.
 
-A file may end early, or have a few layers around the network: an input BatchNorm, a head of the user's. Then the
-shapes of our layers tell which of the file's they are.
+A file may end early, or have a few layers around the network: an input BatchNorm, or the user's head. Then the shapes
+of our layers identify those in the file.
 """
 
 import re
@@ -20,17 +21,17 @@ _WEIGHT_NAMES = {"W": "kernel", "b": "bias", "depthwise_kernel": "kernel", "runn
 _WEIGHT_NAMES |= {"running_std": "moving_variance"}  # Keras 1's name; it holds the variance
 _LEAF_NAMES = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
 KINDS = ("conv", "depthwise", "norm", "dense")
-_MAX_EXTRA_LAYERS = 4  # layers of a kind at most that a file has around the network
+_MAX_EXTRA_LAYERS = 4  # maximum number of layers per kind around the network
 _AUTOMATIC = re.compile(r"(?:conv2d|convolution2d|depthwise_conv2d|batch_?normalization|dense)(?:_(\d{1,9}))?")
 
 
 class Layer(NamedTuple):
-    """A layer of ours with weights.
+    """One of our layers with weights.
 
     Attributes:
-        path: of its parameters, "stage1/block1/conv1".
+        path: path of its parameters, "stage1/block1/conv1".
         kind: "conv", "depthwise", "norm" or "dense".
-        creation_index: place among all layers in the order in which Keras' code makes them.
+        creation_index: position in the order in which Keras creates the layers.
     """
 
     path: str
@@ -39,7 +40,7 @@ class Layer(NamedTuple):
 
 
 def make_layers(layers: Iterable[tuple[str, str]]) -> list[Layer]:
-    """Return layers (path, kind) whose place in the making is their place in the list: names of theirs say nothing."""
+    """Return layers (path, kind) whose creation order is that of the list, for networks with meaningful names."""
     return [Layer(path, kind, i) for i, (path, kind) in enumerate(layers)]
 
 
@@ -49,14 +50,14 @@ def make_renamer(
     """Return the function for ``Table.map_names`` of a Keras family.
 
     Args:
-        layers: in the order of ``model.layers``, that is by distance from the output, the furthest first.
-        sequential: no two layers run side by side, so that the order is the same whoever wrote the file, and decides
-            whatever the layers are called; otherwise it decides for automatic names only.
-        known_names: regex of the layer names that the rules know.
+        layers: in the order of ``model.layers``, that is, by descending distance from the output.
+        sequential: no layers run in parallel, so the order is the same in every file and identifies the layers whatever
+            their names; otherwise it is used for automatic names only.
+        known_names: regex of the layer names in the rules.
 
     Returns:
-        A function from the arrays of a file and the shapes of our leaves to ``{name in the file: name that the rules
-        know}``; by order the latter are paths of ours, "params/stem/conv/kernel".
+        A function from the arrays of a file and the shapes of our leaves to ``{name in the file: name in the rules}``.
+        Names identified by order become our paths, "params/stem/conv/kernel".
     """
 
     def rename(arrays: Mapping[str, np.ndarray], shapes: Shapes = NO_SHAPES) -> Mapping[str, str]:
@@ -78,7 +79,7 @@ def make_renamer(
         names = dict(normalized)
         for kind in KINDS:
             ours = [layer for layer in layers if layer.kind == kind]
-            if num_named[kind] < len(ours):  # as many as there are in the network are told by their names
+            if num_named[kind] < len(ours):  # otherwise names identify all of them
                 theirs = [layer for layer in members_of if kinds[layer] == kind]
                 theirs = [layer for layer in theirs if sequential or _AUTOMATIC.fullmatch(layer)]
                 weights = {
@@ -99,15 +100,15 @@ def _path(layer: Layer, leaf: str) -> str:
 def _match_layers(
     theirs: Mapping[str, Mapping[str, np.ndarray]], ours: Sequence[Layer], shapes: Shapes
 ) -> list[tuple[str, Layer]]:
-    """Match layers of one kind one by one: all of ours, or the first of them where the file ends early.
+    """Match layers of one kind: all of ours, or the first of them if the file ends early.
 
     Args:
-        theirs: layers of the file, each with its weights, in its order; ``_MAX_EXTRA_LAYERS`` may be none of ours.
+        theirs: layers of the file with their weights, in order; up to ``_MAX_EXTRA_LAYERS`` may be extra.
         ours: layers of the network.
-        shapes: of our leaves by path; without them the numbers of layers must be the same.
+        shapes: shapes of our leaves by path; without them the numbers of layers must be equal.
 
     Returns:
-        Pairs; none if the two do not go together.
+        Pairs; empty if they do not match.
     """
     names = list(theirs)
     if (
@@ -116,7 +117,7 @@ def _match_layers(
         and (not shapes or _shapes_fit(theirs, names, ours, shapes))
     ):
         return list(zip(names, ours, strict=True))
-    if not shapes or not ours or ours[0].kind == "dense":  # of several dense layers none is known to be the head
+    if not shapes or not ours or ours[0].kind == "dense":  # it is unknown which dense layer is the head
         return []
     max_count = min(len(names), len(ours))
     for count in range(max_count, max(0, len(names) - _MAX_EXTRA_LAYERS - 1), -1):
@@ -130,7 +131,7 @@ def _match_layers(
 def _shapes_fit(
     theirs: Mapping[str, Mapping[str, np.ndarray]], names: Sequence[str], ours: Sequence[Layer], shapes: Shapes
 ) -> bool:
-    """Tell whether weights have our shapes, but for the order of axes, and as far as we have shapes for them."""
+    """Return whether weights have our shapes, up to the order of axes, if the shapes are known."""
     for name, layer in zip(names, ours, strict=True):
         for leaf, array in theirs[name].items():
             shape = shapes.get(_path(layer, leaf), array.shape)
@@ -140,10 +141,10 @@ def _shapes_fit(
 
 
 def _numbers_fit(theirs: Sequence[str], ours: Sequence[Layer]) -> bool:
-    """Tell whether the numbers of automatic names fit the order in which the file has the layers.
+    """Return whether the numbers in automatic names are consistent with the order of the layers in the file.
 
-    Keras numbers layers as they are made, or, where it saves them nameless, as it lists them. A file in another order,
-    sorted by name for one, would put arrays of the right shape in the wrong place.
+    Keras numbers layers in creation order, or, if it saves them without names, in listed order. A file in another
+    order, for example sorted by name, would put arrays of the right shape in the wrong place.
     """
     numbers = [_AUTOMATIC.fullmatch(name) for name in theirs]
     if not all(numbers):
@@ -154,7 +155,7 @@ def _numbers_fit(theirs: Sequence[str], ours: Sequence[Layer]) -> bool:
 
 
 def _normalize_name(name: str) -> str:
-    """Return ``LAYER/WEIGHT`` with today's name of the weight; Keras 1 wrote ``LAYER/LAYER_W_1``."""
+    """Return ``LAYER/WEIGHT`` with the weight's current name; Keras 1 wrote ``LAYER/LAYER_W_1``."""
     layer, _, weight = name.rpartition("/")
     weight = re.sub(r"_\d+$", "", weight.removeprefix(f"{layer}_"))
     return f"{layer}/{_WEIGHT_NAMES.get(weight, weight)}"

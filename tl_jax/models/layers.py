@@ -15,38 +15,38 @@ from tl_jax.utils.errors import UserError
 
 
 def fan_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any, fan: float, gain: float) -> jax.Array:
-    """Draw uniformly with variance ``gain / fan``.
+    """Sample uniformly with variance ``gain / fan``.
 
-    The draw is flat and then shaped: XLA compiles it four times faster than the same values drawn in four dimensions.
+    Values are sampled flat and then reshaped, which XLA compiles four times faster than sampling in four dimensions.
     """
     bound = math.sqrt(3 * gain / fan)
     return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 
 
 def he_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Initialise kernels that ReLU follows (He et al. 2015, arXiv:1502.01852)."""
+    """Initialize kernels before a ReLU (He et al. 2015, arXiv:1502.01852)."""
     return fan_uniform(key, shape, dtype, fan=math.prod(shape[:-1]), gain=2.0)
 
 
 def glorot_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Initialise heads (Glorot and Bengio 2010), as Keras does by default."""
+    """Initialize heads (Glorot and Bengio 2010), as Keras does by default."""
     return fan_uniform(key, shape, dtype, fan=sum(shape) / 2, gain=1.0)
 
 
 class Conv(nn.Module):
     """2-D convolution, (N, H, W, C) -> (N, H', W', features).
 
-    On CPU, 1x1 kernels and small pictures are computed as a matrix product of patches: XLA's CPU convolution reaches
-    a tenth of the machine's rate there. On a GPU 1x1 kernels are products, and all else is ``lax.conv_general_dilated``
-    (``ops.conv.fastest_method``). All give the same values up to float32 rounding.
+    On CPU, 1x1 kernels and small images are computed as a matrix product of patches, since XLA's CPU convolution
+    reaches a tenth of the machine's throughput there. On GPU, 1x1 kernels are matrix products and the rest is
+    ``lax.conv_general_dilated`` (``ops.conv.fastest_method``). All agree up to float32 rounding.
 
     Attributes:
         features: output channels.
-        kernel: side of the kernel in pixels, or (height, width).
-        stride: step of the window in pixels, both axes.
+        kernel: kernel size in pixels, or (height, width).
+        stride: stride in pixels, both axes.
         padding: see ``compute_padding``.
         use_bias: add a bias per output channel.
-        dtype: of the computation; parameters are float32.
+        dtype: computation dtype; parameters are float32.
         kernel_init: initializer of the kernel.
     """
 
@@ -71,7 +71,7 @@ class Conv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """One filter for each channel, (N, H, W, C) -> (N, H', W', C); kernel (h, w, 1, C). Attributes as of ``Conv``."""
+    """Depthwise convolution, (N, H, W, C) -> (N, H', W', C), with kernel (h, w, 1, C). Attributes as in ``Conv``."""
 
     kernel: int | tuple[int, int]
     stride: int = 1
@@ -87,19 +87,19 @@ class DepthwiseConv(nn.Module):
 
 
 class Norm(NamedTuple):
-    """What BatchNorm is in a source of weights; ``momentum`` is the share of the old statistics that is kept."""
+    """BatchNorm settings of a source of weights; ``momentum`` is the fraction of the old statistics that is kept."""
 
     epsilon: float
     momentum: float
     scale: bool = True
 
     def layer(self, dtype: Any, name: str) -> BatchNorm:
-        """Return the layer."""
+        """Return the BatchNorm layer."""
         return BatchNorm(epsilon=self.epsilon, momentum=self.momentum, use_scale=self.scale, dtype=dtype, name=name)
 
 
 class ConvNorm(nn.Module):
-    """``conv`` (depthwise with ``features=0``), ``bn``, activation; attributes as of ``Conv``."""
+    """``conv`` (depthwise with ``features=0``), ``bn``, activation; attributes as in ``Conv``."""
 
     features: int
     kernel: int | tuple[int, int]
@@ -121,11 +121,11 @@ class ConvNorm(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth on a residual branch, (N, H, W, C) -> (N, H, W, C), with the rng "dropout" while training.
+    """Stochastic depth on a residual branch, (N, H, W, C) -> (N, H, W, C), with the rng "dropout" during training.
 
-    Each example loses its branch with probability ``rate``. What is kept is divided by the share kept, so that
-    evaluation needs no factor: timm's convention. The paper (Huang et al. 2016, arXiv:1603.09382) has one draw for a
-    batch and puts the factor into evaluation.
+    Each example loses its branch with probability ``rate``. Kept branches are divided by 1 - rate, so evaluation needs
+    no factor, as in timm. The paper (Huang et al. 2016, arXiv:1603.09382) samples once per batch and scales in
+    evaluation.
     """
 
     rate: float
@@ -139,9 +139,9 @@ class DropPath(nn.Module):
 
 
 def linear_drop_rates(last: float, counts: Sequence[int]) -> list[tuple[float, ...]]:
-    """Return for stages of ``counts`` residual blocks their DropPath rates: that of block l of L is l / L * last."""
+    """Return the DropPath rates for stages of ``counts`` residual blocks: block l of L has the rate l / L * last."""
     if not 0 <= last < 1:
-        raise UserError(f"drop_path={last} must be at least 0 and below 1")
+        raise UserError(f"drop_path={last}: out of range; it must be at least 0 and below 1")
     total = sum(counts)
     rates = (block / total * last for block in range(1, total + 1))
     return [tuple(islice(rates, count)) for count in counts]

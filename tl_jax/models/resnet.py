@@ -1,13 +1,13 @@
-"""Residual networks (He et al. 2016, arXiv:1512.03385), in the layouts whose weights exist in the wild.
+"""Residual networks (He et al. 2016, arXiv:1512.03385), in the layouts of published weights.
 
-The layouts compute different things from the same shapes, so weights of one give wrong answers in the other:
+The layouts compute different functions from the same shapes, so weights of one give wrong results in the other:
 
-    layout        stride 2 sits in       conv bias   BatchNorm epsilon   momentum kept   weights
+    layout        stride 2 is in         conv bias   BatchNorm epsilon   momentum kept   weights
     "keras"       the first 1x1 (v1)     yes         1.001e-5            0.99            keras.applications
     "torchvision" the 3x3 (v1.5)         no          1e-5                0.9             torchvision
 
-``ResNetV2`` is the network with pre-activation (arXiv:1603.05027) as keras.applications builds it. Differences from the
-paper's: the stride of a stage sits in its last block, and the stem has neither BatchNorm nor ReLU.
+``ResNetV2`` is the pre-activation network (arXiv:1603.05027) as built by keras.applications. Unlike the paper's, the
+stride of a stage is in its last block, and the stem has neither BatchNorm nor ReLU.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,7 +46,7 @@ from tl_jax.models.rules import (
 
 
 class Layout(NamedTuple):
-    """What differs between sources of weights; ``momentum`` is the share of the old statistics that is kept."""
+    """Differences between sources of weights; ``momentum`` is the fraction of the old statistics that is kept."""
 
     stride_in_3x3: bool
     conv_bias: bool
@@ -63,8 +63,8 @@ LAYOUTS = {
 class Block(nn.Module):
     """One residual block, (N, H, W, C) -> (N, H / stride, W / stride, width * expansion).
 
-    ``bottleneck`` blocks are 1x1, 3x3, 1x1 with expansion 4; basic ones 3x3, 3x3 with expansion 1. The first block of
-    a stage has a ``shortcut`` convolution where the shape changes. ``drop_rate`` is that of ``DropPath``.
+    ``bottleneck`` blocks are 1x1, 3x3, 1x1 with expansion 4; basic blocks 3x3, 3x3 with expansion 1. The first block of
+    a stage has a ``shortcut`` convolution if the shape changes. ``drop_rate`` is that of ``DropPath``.
     """
 
     width: int
@@ -100,7 +100,7 @@ def batch_norm(layout: Layout, dtype: Any, name: str) -> BatchNorm:
 
 
 class Stem(nn.Module):
-    """First layers: 7x7 stride 2 and max pooling (``kernel=7``), or one 3x3 for small pictures (``kernel=3``)."""
+    """First layers: 7x7 at stride 2 and max pooling (``kernel=7``), or one 3x3 for small images (``kernel=3``)."""
 
     width: int
     kernel: int
@@ -117,7 +117,7 @@ class Stem(nn.Module):
 
 
 class Stage(nn.Module):
-    """A run of blocks at one resolution, one for each of ``drop_rates``; the first block carries the stride."""
+    """A sequence of blocks at one resolution, one for each of ``drop_rates``; the first has the stride."""
 
     drop_rates: tuple[float, ...]
     stride: int
@@ -136,12 +136,12 @@ class ResNet(Backbone):
     Attributes:
         depths: blocks in each stage.
         widths: channels of each stage before expansion.
-        bottleneck: 1x1-3x3-1x1 blocks if true, else 3x3-3x3.
+        bottleneck: whether blocks are 1x1-3x3-1x1, else 3x3-3x3.
         stem_kernel: 7 (with max pooling, ImageNet) or 3 (CIFAR-style).
         stem_stride: stride of the stem convolution.
         layout: key into ``LAYOUTS``.
-        drop_path: share of the examples whose branch is dropped in the last block while training; block l of L of the
-            whole network has l / L of it (stochastic depth, see ``layers.DropPath``).
+        drop_path: stochastic depth rate of the last block; block l of L has the rate l / L * drop_path (see
+            ``layers.DropPath``).
     """
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
@@ -197,7 +197,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActStage(nn.Module):
-    """One block for each of ``drop_rates``; the first has a convolution on its shortcut, the last the stride."""
+    """One block for each of ``drop_rates``; the first has a convolution on its shortcut, the last has the stride."""
 
     drop_rates: tuple[float, ...]
     width: int
@@ -213,7 +213,7 @@ class PreActStage(nn.Module):
 
 
 class PreActStem(nn.Module):
-    """7x7 convolution at stride 2 and max pooling; the pooling is padded with zeros, which are no bound here."""
+    """7x7 convolution at stride 2 and max pooling with zero padding, which matters since inputs may be negative."""
 
     width: int
     dtype: Any
@@ -240,8 +240,8 @@ class ResNetV2(Backbone):
     Attributes:
         depths: blocks in each stage.
         widths: channels of each stage before the expansion by 4.
-        drop_path: share of the examples whose branch is dropped in the last block while training; block l of L of the
-            whole network has l / L of it (stochastic depth, see ``layers.DropPath``).
+        drop_path: stochastic depth rate of the last block; block l of L has the rate l / L * drop_path (see
+            ``layers.DropPath``).
     """
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
@@ -261,7 +261,7 @@ class ResNetV2(Backbone):
 
 # ---- names in files of other libraries
 
-_TOP = "(?:probs|predictions)"  # the published file's name (Keras 2), and that of later versions
+_TOP = "(?:probs|predictions)"  # in the published file (Keras 2), and in later versions
 
 
 def _resnet_keras(depths: Sequence[int]) -> Table:
@@ -287,7 +287,7 @@ def _resnet_v2_keras(depths: Sequence[int]) -> Table:
 
 
 def _resnet_blocks(depths: Sequence[int]) -> Iterator[tuple[str, bool]]:
-    """Yield the path of each block, and whether it is the first of its stage, whose shortcut has a convolution."""
+    """Yield the path of each block, and whether it is the first of its stage, with a convolution on its shortcut."""
     for stage, depth in enumerate(depths, start=1):
         yield from ((f"stage{stage}/block{i}", i == 1) for i in range(1, depth + 1))
 
@@ -295,7 +295,7 @@ def _resnet_blocks(depths: Sequence[int]) -> Iterator[tuple[str, bool]]:
 def _resnet_keras_table(
     own_rules: list[Rule], norms: Sequence[tuple[str, str]], layers: Sequence[tuple[str, str]]
 ) -> Table:
-    """Return the table of a Keras ResNet: its own rules, those of BatchNorms in blocks, the order of its layers."""
+    """Return the table of a Keras ResNet from its own rules, BatchNorm rules of blocks, and the order of its layers."""
     rules = [*own_rules, *keras_layer("conv1_conv", "stem/conv"), *keras_layer(_TOP, "head")]
     for stage in (1, 2, 3, 4):
         block, ours = rf"conv{stage + 1}_block(\d+)", rf"stage{stage}/block\1"
@@ -313,7 +313,7 @@ def _resnet_keras_table(
 
 
 def _resnet_torchvision() -> Table:
-    """torchvision: ``layer1.0.conv1.weight``; blocks count from 0 and ours from 1, so each has its own rules."""
+    """torchvision: ``layer1.0.conv1.weight``; blocks count from 0, ours from 1, so each has its own rules."""
     rules = torch_conv("conv1", "stem/conv") + torch_norm("bn1", "stem/bn") + torch_dense("fc", "head")
     for index in range(36):  # ResNet-152's longest stage
         theirs, ours = rf"layer(\d)\.{index}", rf"stage\1/block{index + 1}"
@@ -329,13 +329,13 @@ RESNET_TORCHVISION = _resnet_torchvision()
 
 
 def resnet_tables(depths: Sequence[int], bottleneck: bool = True) -> dict[str, Table]:
-    """Return the tables by source; timm's names are torchvision's, and Keras has no networks of basic blocks."""
+    """Return the tables by source; timm uses torchvision's names, and Keras has no networks with basic blocks."""
     torch = {"torchvision": RESNET_TORCHVISION, "timm": RESNET_TORCHVISION}
     return {"keras": _resnet_keras(depths), **torch} if bottleneck else torch
 
 
 def resnet_v2_tables(depths: Sequence[int]) -> dict[str, Table]:
-    """Return the tables of the networks with pre-activation by source."""
+    """Return the tables of the pre-activation networks by source."""
     return {"keras": _resnet_v2_keras(depths)}
 
 
@@ -474,7 +474,7 @@ register_model(
 )
 # CIFAR-style: one 3x3 stem at stride 2 and basic blocks, 0.31 M parameters.
 register_model("resnet8", ResNet, {**BASIC_BLOCKS, "depths": (1, 1, 1), "widths": (32, 64, 128), "stem_kernel": 3})
-# It keeps every kind of layer of the family, for tests and smoke runs.
+# All kinds of layers of the family, for tests and smoke tests.
 register_model(
     "resnet50_tiny",
     ResNet,
@@ -482,7 +482,7 @@ register_model(
     tables=resnet_tables(TINY_DEPTHS),
     like="resnet50",
 )
-# It keeps every kind of layer of the family, for tests and smoke runs.
+# All kinds of layers of the family, for tests and smoke tests.
 register_model(
     "resnet50v2_tiny",
     ResNetV2,

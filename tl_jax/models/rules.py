@@ -1,6 +1,6 @@
-"""Conversion tables: rules from names and layouts in files of other libraries to a network's parameters.
+"""Conversion tables: rules that map names and layouts in other libraries' files to a network's parameters.
 
-A table belongs to a network and a source of weights; it stands with the network, see ``registry.register_model``.
+A table belongs to a network and a source of weights; it is in the network's file, see ``registry.register_model``.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-GRID = 7  # side of the feature map that VGG's fc1 sees
+GRID = 7  # side of the input map of VGG's fc1
 
 
 def keep(x: np.ndarray) -> np.ndarray:
-    """Return the array as it is."""
+    """Return the array unchanged."""
     return x
 
 
 def transpose(x: np.ndarray) -> np.ndarray:
     """Dense kernels: PyTorch (out, in) -> (in, out)."""
     out, channels = x.shape[:2]
-    return x.reshape(out, channels).T  # timm has (out, in, 1, 1) in some places
+    return x.reshape(out, channels).T  # timm sometimes uses (out, in, 1, 1)
 
 
 def oihw_to_hwio(x: np.ndarray) -> np.ndarray:
@@ -38,7 +38,7 @@ def chw_to_hwc(x: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), -1, GRID, GRID).transpose(2, 3, 1, 0).reshape(-1, len(x))
 
 
-# What turns our array back into that of the file.
+# Inverse transforms: from our array to that of the file.
 INVERSES: Mapping[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]] = {
     keep: keep,
     transpose: np.transpose,
@@ -53,7 +53,7 @@ NO_SHAPES: Shapes = MappingProxyType({})
 
 
 class Rule(NamedTuple):
-    """A regex over the whole source name, the target path it expands to, and what is done to the array."""
+    """A regex over the full source name, its replacement, the target path, and the transform of the array."""
 
     pattern: str
     path: str
@@ -66,11 +66,11 @@ class Table(NamedTuple):
     Attributes:
         rules: exactly one matches each name.
         ignored: names in the file that may be dropped.
-        map_names: (arrays of a file, shapes of our leaves) -> for each name in it the one that the rules know; None
-            where they are the same.
-        layers: of Keras' tables, see ``keras_names.make_renamer``.
-        trunk_pattern: regex of names in the file that belong to the trunk by their spelling, whether or not a rule
-            knows them; empty where all names that begin as those of the trunk do.
+        map_names: (arrays of a file, shapes of our leaves) -> {name in the file: name in the rules}; None if they are
+            equal.
+        layers: for Keras' tables, see ``keras_names.make_renamer``.
+        trunk_pattern: regex of names in the file that belong to the trunk, whether or not a rule matches them; empty if
+            all names with the prefixes of the trunk do.
     """
 
     rules: Sequence[Rule]
@@ -80,10 +80,10 @@ class Table(NamedTuple):
     trunk_pattern: str = ""
 
 
-# Our own names, as in this project's files and as the order of layers gives them.
+# Our own names, as in our files and as derived from the order of layers.
 NATIVE_RULE = Rule(r"((?:params|batch_stats)/.*)", r"\1")
 
-# (name in the file, path of ours) of the leaves of one BatchNorm, by source.
+# (name in the file, our path) of the leaves of one BatchNorm, by source.
 NORMS = {
     "keras": (
         ("gamma", "params/{}/scale"),
@@ -98,7 +98,7 @@ NORMS = {
         ("running_var", "batch_stats/{}/var"),
     ),
 }
-COUNTERS = (r".*\.num_batches_tracked",)  # PyTorch's; no BatchNorm of ours needs them
+COUNTERS = (r".*\.num_batches_tracked",)  # PyTorch's; our BatchNorm does not use them
 
 
 def keras_layer(name: str, path: str, transform: Callable[[np.ndarray], np.ndarray] = keep) -> list[Rule]:

@@ -33,7 +33,7 @@ from tl_jax.models.rules import (
     transpose,
 )
 
-GRID = 7  # side of the feature map that fc1 sees
+GRID = 7  # side of the input map of fc1
 
 
 class Stage(nn.Module):
@@ -49,7 +49,7 @@ class Stage(nn.Module):
         for i in range(1, self.depth + 1):
             x = Conv(self.width, 3, use_bias=True, dtype=self.dtype, name=f"conv{i}")(x)
             if self.norm:
-                # Only torchvision has such weights: its epsilon, and its momentum 0.1 of the new statistics.
+                # Such weights are torchvision's: its epsilon, and its momentum of 0.1 for new statistics.
                 norm = BatchNorm(epsilon=1e-5, momentum=0.9, dtype=self.dtype, name=f"bn{i}")
                 x = norm(x, use_running_average=not train)
             x = nn.relu(x)
@@ -63,10 +63,10 @@ class VGG(Backbone):
         depths: convolutions in each stage.
         widths: channels of each stage.
         norm: BatchNorm after each convolution.
-        fc: put the head on two hidden layers over a 7x7 grid of the last map, as the paper does (averaged to 7x7 at
-            other sizes, as torchvision does); otherwise it sits on ``features``.
+        fc: whether the head sits on two hidden layers over a 7x7 grid of the last map, as in the paper (other sizes are
+            averaged to 7x7, as in torchvision); otherwise it sits on ``features``.
         fc_width: outputs of each hidden layer.
-        fc_dropout: share of their outputs that is dropped while training.
+        fc_dropout: dropout rate of their outputs.
     """
 
     depths: tuple[int, ...] = (2, 2, 3, 3, 3)
@@ -120,7 +120,7 @@ def _vgg_keras(depths: Sequence[int]) -> Table:
 
 
 def _vgg_torchvision(depths: Sequence[int], norm: bool) -> Table:
-    """torchvision: ``features.0.weight``, every layer counted; ``classifier.0``, ``.3``, ``.6``."""
+    """torchvision: ``features.0.weight``, with all layers numbered; ``classifier.0``, ``.3``, ``.6``."""
     dense = [("classifier.0", "fc1", chw_to_hwc), ("classifier.3", "fc2", transpose)]
     dense.append(("classifier.6", "head", transpose))
     return _vgg_torch(depths, norm, dense)
@@ -243,9 +243,9 @@ register_model(
         ),
     ),
 )
-# It keeps every kind of layer of the family, for tests and smoke runs.
+# All kinds of layers of the family, for tests and smoke tests.
 register_model("vgg16_tiny", VGG, _TINY, tables=vgg_tables(TINY_DEPTHS), like="vgg16")
-# It keeps every kind of layer of the family, for tests and smoke runs.
+# All kinds of layers of the family, for tests and smoke tests.
 register_model(
     "vgg16_bn_tiny", VGG, {**_TINY, "norm": True}, tables=vgg_tables(TINY_DEPTHS, norm=True), like="vgg16_bn"
 )

@@ -1,1 +1,1 @@
-"""Operations that are faster than the obvious ones on some machine, chosen by an attribute of the model."""
+"""Operations with implementations that are faster than XLA's own on some platforms."""

@@ -19,16 +19,16 @@ from tl_jax.utils.errors import UserError
 
 
 class BatchNorm(nn.BatchNorm):
-    """flax's BatchNorm over all axes but the last, same variables and values, with a backward pass written by hand.
+    """flax's BatchNorm over all axes but the last, with the same variables and values and a custom backward pass.
 
-    Differentiated by rule, flax's layer stores the centred input beside the input and goes over them in more loops: on
-    2 CPU cores a step of MobileNetV2 took an eighth longer. Attributes as of flax's; ``axis``, ``axis_name`` and
-    ``mask`` are not used here. Ioffe and Szegedy 2015, arXiv:1502.03167.
+    With automatic differentiation, flax's layer stores the centered input besides the input and needs more loops: on
+    2 CPU cores a step of MobileNetV2 took an eighth longer. Attributes as in flax; ``axis``, ``axis_name`` and ``mask``
+    are not supported. Ioffe and Szegedy 2015, arXiv:1502.03167.
     """
 
     @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
-        """Normalise (..., C), with the running statistics or with those of the batch, which then move the former."""
+        """Normalize (..., C) with the running statistics, or with batch statistics, which update the running ones."""
         running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         shape = x.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
@@ -38,7 +38,7 @@ class BatchNorm(nn.BatchNorm):
         dtype = self.dtype or x.dtype
         if running_average:
             return _affine(x, mean.value, lax.rsqrt(var.value + self.epsilon), scale, bias).astype(dtype)
-        # JAX's types lose what a function returns to which it adds a gradient.
+        # JAX's types lose the return type of a function with a custom gradient.
         y, batch_mean, batch_var = cast(tuple[jax.Array, ...], _normalise(x, scale, bias, self.epsilon))
         if not self.is_initializing():
             for statistic, new in ((mean, batch_mean), (var, batch_var)):
@@ -48,7 +48,7 @@ class BatchNorm(nn.BatchNorm):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[jax.Array, ...]:
-    """Return the normalised (..., C) in float32, and mean (C,) and variance (C,), which carry no gradient."""
+    """Return the normalized (..., C) in float32, and mean (C,) and variance (C,), which carry no gradient."""
     return _forward(x, scale, bias, epsilon)[0]
 
 
@@ -63,8 +63,8 @@ def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) ->
 def _backward(epsilon: float, residuals: Any, cotangents: Any) -> tuple[jax.Array, ...]:
     """Return the gradients of input, scale and bias by the equations of the paper's section 3.
 
-    Multiplied out, so that the loops run over x and dy: what centres x first would be shared with the forward pass, and
-    so stored.
+    The equations are expanded so that loops run over x and dy: a centered x would be shared with the forward pass, and
+    therefore stored.
     """
     (x, scale, mean, inv_std), dy = residuals, cotangents[0]
     x32, axes, count = x.astype(jnp.float32), tuple(range(x.ndim - 1)), x.size // x.shape[-1]
@@ -84,7 +84,7 @@ _normalise.defvjp(_forward, _backward)
 
 
 def _affine(x: jax.Array, mean: jax.Array, inv_std: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """Return (x - mean) * inverse * scale + bias, vectors (C,), in float32."""
+    """Return (x - mean) * inv_std * scale + bias with vectors (C,), in float32."""
     return (x.astype(jnp.float32) - _broadcast(mean, x)) * _broadcast(inv_std * scale, x) + _broadcast(bias, x)
 
 
@@ -92,31 +92,31 @@ def _broadcast(vector: jax.Array, x: jax.Array) -> jax.Array:
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
-RNG_STREAM = "stochastic_norm"  # flax rng stream of the draws
+RNG_STREAM = "stochastic_norm"  # flax rng stream of the sampled channels
 
 
 @contextlib.contextmanager
 def stochastic_norm(probability: float) -> Iterator[None]:
-    """Make training BatchNorm layers normalise some channels with their running statistics.
+    """Make training BatchNorm layers normalize some channels with their running statistics.
 
-    Kou et al., NeurIPS 2020, "Stochastic Normalization". At every call of a layer in training mode each channel is
-    drawn on its own; the running statistics are those before the call, and constants to the gradient. They are updated
-    from the batch as ever. Layers in evaluation mode stay as they are, also those that
-    ``freeze.use_running_statistics`` holds there, whichever of the two contexts is opened first.
+    Kou et al., NeurIPS 2020, "Stochastic Normalization". At every call in training mode, each channel is sampled
+    independently. The running statistics are those before the call, and constants in the gradient; they are updated
+    from the batch as usual. Layers in evaluation mode are unchanged, including those in
+    ``freeze.use_running_statistics``, whichever context is entered first.
 
     Args:
-        probability: of the running statistics, in [0, 1]: 0 is plain BatchNorm, 1 gives the outputs of evaluation. The
-            authors' code counts the other way round, its ``p`` is that of the batch's statistics; both are 0.5 there.
+        probability: of using the running statistics, in [0, 1]: 0 is plain BatchNorm, 1 gives the outputs of
+            evaluation. In the authors' code ``p`` is the probability of the batch statistics; both are 0.5 there.
 
-    The network is applied with ``rngs={"stochastic_norm": key}``; where it is missing, flax takes the stream "params",
-    or raises its InvalidRngError.
+    The network needs ``rngs={"stochastic_norm": key}``; without it, flax uses the stream "params" or raises
+    InvalidRngError.
 
     Raises:
-        UserError: ``probability`` outside [0, 1].
+        UserError: ``probability`` is outside [0, 1].
     """
     if not 0 <= probability <= 1:
-        raise UserError(f"stochastic norm: probability {probability} is not in [0, 1]")
-    if not probability:  # no second branch in the program, which would be paid for at each step
+        raise UserError(f"stochastic_norm: probability {probability} is out of range; it must be in [0, 1]")
+    if not probability:  # avoids the cost of a second branch
         yield
         return
 
@@ -130,8 +130,8 @@ def stochastic_norm(probability: float) -> Iterator[None]:
             return call(*args, **kwargs)
         x = args[0]
         variables = {name: values for name, values in layer.variables.items() if name in ("params", "batch_stats")}
-        # A copy, because linen refuses to make a layer's variables twice in one call; first, because the call of the
-        # layer itself moves its statistics.
+        # A clone, because linen rejects creating a layer's variables twice in one call; before the layer's own call,
+        # which updates its statistics.
         eval_layer = layer.clone(parent=None, name=None, use_running_average=True)
         eval_output = cast(jax.Array, eval_layer.apply(variables, x))
         use_running = jax.random.bernoulli(layer.make_rng(RNG_STREAM), float(probability), _channels(layer, x))
@@ -142,11 +142,11 @@ def stochastic_norm(probability: float) -> Iterator[None]:
 
 
 def _uses_running_average(layer: nn.BatchNorm, _, use_running_average: bool | None = None, **others) -> bool:
-    """Whether a layer that is called with these arguments uses its running statistics."""
+    """Return whether a layer called with these arguments uses its running statistics."""
     return nn.merge_param("use_running_average", layer.use_running_average, use_running_average)
 
 
 def _channels(layer: nn.BatchNorm, x: jax.Array) -> tuple[int, ...]:
-    """Return the shape of ``x`` with 1 for every axis that is not the layer's channels."""
+    """Return the shape of ``x`` with 1 for every axis but the layer's channels."""
     axes = {axis % x.ndim for axis in np.atleast_1d(layer.axis)}
     return tuple(size if axis in axes else 1 for axis, size in enumerate(x.shape))

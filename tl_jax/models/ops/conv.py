@@ -1,10 +1,10 @@
-"""Convolutions by the fastest method for the platform, Winograd's F(2x2, 3x3) among them.
+"""Convolutions by the fastest method for the platform, including Winograd's F(2x2, 3x3).
 
-All methods give the same values up to float32 rounding.
+All methods agree up to float32 rounding.
 
-F(2x2, 3x3) of Lavin and Gray 2016, arXiv:1509.09308, takes 16 products for 2x2 output pixels instead of 36. Images are
-cut into tiles of 4x4 that overlap by 2. Tiles and kernels are transformed, multiplied entry by entry (a matrix product
-over the channels for each of the 16), and transformed back. The transforms only add and halve.
+F(2x2, 3x3) of Lavin and Gray 2016, arXiv:1509.09308, needs 16 products for 2x2 output pixels instead of 36. Images are
+divided into 4x4 tiles that overlap by 2. Tiles and kernels are transformed, multiplied elementwise (a matrix product
+over the channels for each of the 16 entries), and transformed back. The transforms only add and halve.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from jax import lax
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-# Tiles that are transformed at once: what is made of more would leave the cache, and take memory.
+# Tiles to transform at once; more would exceed the cache and take memory.
 MAX_TILES = 3136
 
 
@@ -37,7 +37,7 @@ def _conv3x3_forward(x, kernel, padding):
 
 
 def _conv3x3_backward(padding, residuals, dy):
-    """Return the gradients: of pictures a convolution with the kernel turned round, of the kernel by tiles as well."""
+    """Return the gradients: of images by a convolution with the flipped kernel, of the kernel also by tiles."""
     x, kernel = residuals
     (top, bottom), (left, right) = padding
     flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
@@ -67,7 +67,7 @@ def _winograd(x: jax.Array, transformed: list[list[jax.Array]], padding: Padding
 
 
 def _winograd_kernel_gradient(x: jax.Array, dy: jax.Array, padding: Padding) -> jax.Array:
-    """Return the gradient of the transformed kernel, (4, 4, C, F), of some pictures."""
+    """Return the gradient of the transformed kernel, (4, 4, C, F), for some images."""
     h, w = dy.shape[1:3]
     tiles = _transform_images(x, padding)
     dy = jnp.pad(dy, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
@@ -79,9 +79,9 @@ def _winograd_kernel_gradient(x: jax.Array, dy: jax.Array, padding: Padding) -> 
 def weight_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
     """Sum the products of (..., C) and (..., F) over all positions: (C, F), the gradient of a matrix.
 
-    XLA's CPU product turns its left factor over in memory first. With ``dy`` on the left, where that has fewer
-    channels, it is the small result that has to be turned over instead, at 1.3 to 4 times the speed where that saves
-    something; without the barrier XLA would swap the factors back.
+    XLA's CPU product first transposes its left factor in memory. If ``dy`` has fewer channels, it goes on the left, so
+    that only the small result is transposed, at 1.3 to 4 times the speed. Without the barrier XLA would swap the
+    factors back.
     """
     rows, d = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     contraction = (((0,), (0,)), ((), ()))
@@ -107,7 +107,7 @@ def _transform_tiles(x: jax.Array, axis: int) -> list[jax.Array]:
 
 
 def _expand_pairs(y: jax.Array, axis: int) -> list[jax.Array]:
-    """Spread pairs along an axis over tiles of 4: the transpose of how tiles become pairs."""
+    """Spread pairs along an axis over tiles of 4, the transpose of the output transform."""
     a, b = (lax.slice_in_dim(y, i, y.shape[axis], 2, axis) for i in range(2))
     return [a, a + b, a - b, -b]
 
@@ -119,13 +119,13 @@ def _transform_kernel(kernel: jax.Array) -> list[list[jax.Array]]:
 
 
 def _transform_taps(k: list[jax.Array]) -> list[jax.Array]:
-    """Transform 3 taps to 4: G of the paper, equation 7."""
+    """Transform 3 taps to 4: G in the paper, equation 7."""
     ends, middle = (k[0] + k[2]) / 2, k[1] / 2
     return [k[0], ends + middle, ends - middle, k[2]]
 
 
 def _transform_taps_transposed(u: list[jax.Array]) -> list[jax.Array]:
-    """Return 3 taps of 4: the transpose of ``_transform_taps``."""
+    """Return 3 taps from 4, the transpose of ``_transform_taps``."""
     ends, middle = (u[1] + u[2]) / 2, (u[1] - u[2]) / 2
     return [u[0] + ends, middle, ends + u[3]]
 
@@ -135,36 +135,36 @@ def _transformed_product(x: jax.Array, matrix: jax.Array) -> jax.Array:
 
 
 def _count_tiles(x: jax.Array, padding: Padding) -> int:
-    """Return how many tiles a picture has."""
+    """Return the number of tiles per image."""
     return -(-(x.shape[1] + sum(padding[0]) - 2) // 2) * -(-(x.shape[2] + sum(padding[1]) - 2) // 2)
 
 
 def _map_chunks(function: Callable[..., jax.Array], tiles: int, *arrays: jax.Array) -> jax.Array:
-    """Apply a function to chunks of the images in turn, and join the results along the leading axis."""
+    """Apply a function to chunks of the images sequentially, and concatenate the results along the leading axis."""
     count = len(arrays[0])
     chunk = max(d for d in range(1, count + 1) if count % d == 0 and (d == 1 or d * tiles <= MAX_TILES))
-    if chunk == count or jax.device_count() > 1:  # devices that share the batch would have to wait for one another
+    if chunk == count or jax.device_count() > 1:  # devices that share the batch would wait for each other
         return function(*arrays)
     chunks = [array.reshape(count // chunk, chunk, *array.shape[1:]) for array in arrays]
     outputs = lax.map(lambda batch: function(*batch), chunks)
     return outputs.reshape(-1, *outputs.shape[2:])
 
 
-# Where XLA's CPU convolution falls behind a matrix product (see Conv): pictures of at most this many pixels a side.
+# Image side up to which XLA's CPU convolution is slower than a matrix product (see Conv).
 SMALL_IMAGE = 8
-# From where on Winograd's tiles save more than they cost: channels in and out, places of all pictures together.
+# Minimum input and output channels, and positions over all images, for which Winograd's tiles pay off.
 MIN_CHANNELS, MIN_POSITIONS = 32, 1024
 
 
 def compute_padding(size: tuple[int, ...], window: tuple[int, int], stride: int, padding: str) -> Padding:
-    """Return the zeros before and after each axis.
+    """Return the padding before and after each axis.
 
     Args:
-        size: (H, W) of the picture.
+        size: (H, W) of the image.
         window: (height, width) of the kernel.
-        stride: step of the window, both axes.
-        padding: "half" is (k - 1) // 2 on both sides, as PyTorch's models have it; "same" is TensorFlow's, which at
-            stride 2 depends on the size and puts the odd zero last; "valid" is none.
+        stride: stride of the window, both axes.
+        padding: "half" is (k - 1) // 2 on both sides, as in PyTorch's models; "same" is TensorFlow's, which at stride 2
+            depends on the size and puts the extra zero last; "valid" is none.
     """
     if padding == "valid":
         return (0, 0), (0, 0)
@@ -172,15 +172,15 @@ def compute_padding(size: tuple[int, ...], window: tuple[int, int], stride: int,
         vertical, horizontal = ((k - 1) // 2 for k in window)
         return (vertical, vertical), (horizontal, horizontal)
     if padding != "same":
-        raise ValueError(f"padding {padding!r} is none of half, same, valid")
+        raise ValueError(f"padding {padding!r} is unknown; use half, same or valid")
     total = [max(0, (-(-s // stride) - 1) * stride + k - s) for s, k in zip(size, window, strict=True)]
     return (total[0] // 2, total[0] - total[0] // 2), (total[1] // 2, total[1] - total[1] // 2)
 
 
 def crop_kernel(size: tuple[int, ...], kernel: jax.Array, stride: int, padding: Padding) -> tuple[jax.Array, Padding]:
-    """Crop a kernel to the taps that meet images of (H, W), and its padding; the others meet zeros only.
+    """Crop a kernel, and its padding, to the taps that reach images of (H, W); the others only multiply zeros.
 
-    Of a 3x3 kernel on pictures of one pixel that is the middle, a ninth of the work: ResNet's last stage at 32x32.
+    For a 3x3 kernel on 1x1 images only the center is left, a ninth of the work: ResNet's last stage at 32x32.
     """
     slices, remaining = [], []
     for axis, (length, (before, after)) in enumerate(zip(size, padding, strict=True)):
@@ -198,7 +198,7 @@ _XLA_ONLY = contextvars.ContextVar("xla_only", default=False)
 
 @contextlib.contextmanager
 def xla_only() -> Iterator[None]:
-    """Use XLA's own convolutions in what is traced within: for other platforms, any N, or operation counts."""
+    """Use XLA's own convolutions while tracing, for other platforms, symbolic N, or operation counts."""
     token = _XLA_ONLY.set(True)
     try:
         yield
@@ -207,12 +207,12 @@ def xla_only() -> Iterator[None]:
 
 
 def on_cpu() -> bool:
-    """Whether to compute in the ways that are fastest on CPU."""
+    """Return whether to use the methods that are fastest on CPU."""
     return jax.default_backend() == "cpu" and not _XLA_ONLY.get()
 
 
 def on_gpu() -> bool:
-    """Whether to compute in the ways that are fastest on a GPU."""
+    """Return whether to use the methods that are fastest on GPU."""
     return jax.default_backend() == "gpu" and not _XLA_ONLY.get()
 
 
@@ -233,19 +233,19 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> ja
 
 
 def fastest_method(count: int, size: Sequence[int], kernel: Sequence[int], stride: int) -> str:
-    """Return the fastest way to convolve on this platform (``experiments/benchmarks/ops.py``).
+    """Return the fastest convolution method on this platform (``experiments/benchmarks/ops.py``).
 
     Args:
-        count: N, pictures.
-        size: places (H, W) of the window at stride 1: that of the pictures where zeros around them keep it.
-        kernel: (h, w, C, F), as it meets them.
-        stride: of the window.
+        count: N, number of images.
+        size: positions (H, W) of the window at stride 1, the image size if padding preserves it.
+        kernel: (h, w, C, F), after cropping.
+        stride: stride of the window.
 
     Returns:
-        "xla"; on CPU also "patches" times a matrix, "tiles" (Winograd's), or "taps": XLA's, but for the gradient; on a
-        GPU also the "product" that a 1x1 kernel is. Written so, XLA adds biases, sums and ReLUs in one loop behind it,
-        where behind the convolution it first writes each bias out at the size of the maps: on an H100 the forward pass
-        of ResNet50 took 17.2 ms and takes 13.1 (256 pictures, bfloat16), a step 56.2 and 53.5.
+        "xla"; on CPU also "patches" (matrix product), "tiles" (Winograd), or "taps": XLA's with another kernel
+        gradient. On GPU also "product", for a 1x1 kernel. XLA fuses biases, sums and ReLUs into one loop after a
+        product, whereas after a convolution it first writes each bias at the size of the maps. On an H100 the forward
+        pass of ResNet50 went from 17.2 to 13.1 ms (256 images, bfloat16), a step from 56.2 to 53.5 ms.
     """
     height, width, *channels = kernel
     if not on_cpu():
@@ -261,7 +261,7 @@ def fastest_method(count: int, size: Sequence[int], kernel: Sequence[int], strid
 def depthwise2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """Convolve each channel of (N, H, W, C) with its own filter of (h, w, 1, C).
 
-    On CPU as a sum of shifted pictures, which is several times to tens of times as fast as XLA's grouped convolution
+    On CPU this is a sum of shifted images, which is several to tens of times as fast as XLA's grouped convolution
     (``experiments/benchmarks/ops.py``).
     """
     kernel, padding = crop_kernel(x.shape[1:3], kernel, stride, padding)
@@ -284,11 +284,11 @@ def _depthwise_forward(x, kernel, stride, padding):
 
 
 def _depthwise_backward(stride, padding, residuals, dy):
-    """Return the gradients of picture and kernel.
+    """Return the gradients of image and kernel.
 
-    That of the kernel is nine sums over the batch, the height and the width. They are taken over the batch first,
-    picture by picture, which XLA fuses into one loop over what is in the cache; all at once, it writes nine products
-    to memory and reads them back, which is 2 to 8 times as slow on 2 cores.
+    The kernel's gradient is nine sums over batch, height and width. They are accumulated image by image, which XLA
+    fuses into one loop over data in the cache. For the whole batch at once it would write nine products to memory and
+    read them back, which is 2 to 8 times as slow on 2 cores.
     """
     x, kernel = residuals
     window = kernel.shape[:2]
@@ -316,9 +316,9 @@ def _conv2d_lax(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv2d_taps(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    """Convolve as ``lax`` does, but take the gradient of the kernel tap by tap.
+    """Convolve like ``lax``, but compute the gradient of the kernel tap by tap.
 
-    XLA's own is a convolution with pictures as kernels, at 20 to 90 GFLOP/s where these products come to 70 to 140.
+    XLA's own gradient is a convolution with images as kernels, at 20 to 90 GFLOP/s; these products reach 70 to 140.
     """
     return _conv2d_lax(x, kernel, stride, padding)
 
@@ -343,7 +343,7 @@ def _conv2d_patches(x: jax.Array, kernel: jax.Array, stride: int, padding: Paddi
 
 
 def dense_product(x: jax.Array, kernel: jax.Array, dimensions: Any, **options: Any) -> jax.Array:
-    """Multiply (N, D) by (D, K), as ``dot_general`` of ``nn.Dense``; on CPU the gradient is ``weight_gradient``."""
+    """Multiply (N, D) by (D, K), for ``dot_general`` of ``nn.Dense``; on CPU the gradient is ``weight_gradient``."""
     return _product(x, kernel) if on_cpu() else lax.dot_general(x, kernel, dimensions, **options)
 
 
@@ -366,7 +366,7 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def _shifted_windows(x: jax.Array, window: tuple[int, ...], stride: int, padding: Padding) -> list[jax.Array]:
-    """Return the picture as each tap of the window sees it, row by row: h * w arrays (N, H', W', C)."""
+    """Return the shifted images for each tap of the window, row by row: h * w arrays (N, H', W', C)."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     n, h, w, c = x.shape
     height, width = ((s - k) // stride * stride + 1 for s, k in zip((h, w), window, strict=True))

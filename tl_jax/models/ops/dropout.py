@@ -1,4 +1,4 @@
-"""Dropout whose random numbers cost next to nothing."""
+"""Dropout with a cheap random number generator."""
 
 import math
 
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 
 class Dropout(nn.Module):
-    """Dropout (Srivastava et al. 2014) of a share of the values (N, ...), the rest scaled so that the mean stays.
+    """Dropout (Srivastava et al. 2014) of values (N, ...); kept values are scaled to preserve the mean.
 
-    Uses the rng "dropout" while training. That is ``nn.Dropout`` but for the generator: threefry, which guards keys
-    against one another, takes 20 rounds a number, which was a fifth of a training step of MiniLM on two CPU cores.
-    Here the key is drawn by it, and the numbers are a hash of key and position, which XLA computes where they are used.
+    Uses the rng "dropout" during training. It is ``nn.Dropout`` with another generator: threefry takes 20 rounds per
+    number, which was a fifth of a training step of MiniLM on two CPU cores. Here threefry only provides the key, and
+    the numbers are a hash of key and position, which XLA computes where they are used.
     """
 
     rate: float
@@ -27,11 +27,11 @@ class Dropout(nn.Module):
 
 
 def hashed_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return 32 random bits for each position of an array, uint32; not for what must stay secret.
+    """Return 32 random bits for each position of an array, uint32; not cryptographically secure.
 
-    The position is mixed by the function "lowbias32" (C. Wellons, 2018), whose multipliers and shifts were searched for
-    so that each bit of the input turns every bit of the output with a probability near one half. Half of the key is
-    added before it and half comes in between, so that two keys are two functions and not one that is shifted.
+    The position is mixed by the function "lowbias32" (C. Wellons, 2018), whose multipliers and shifts were optimized so
+    that each input bit flips every output bit with a probability near one half. Half of the key is added before and
+    half in between, so two keys give two functions, not shifts of one function.
     """
     before, between = jax.random.bits(key, (2,), jnp.uint32)
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]

@@ -1,6 +1,6 @@
-"""Maxima and means over windows; on CPU as comparisons and sums of shifted pictures, elsewhere as XLA has them.
+"""Max and average pooling; on CPU as comparisons and sums of shifted images, elsewhere by XLA.
 
-XLA's CPU gradient of a maximum walks through the windows one by one: at 224x224 that is a quarter of a training step of
+XLA's CPU gradient of max pooling visits the windows one by one: at 224x224 that is a quarter of a training step of
 VGG16 (``experiments/benchmarks/ops.py``).
 """
 
@@ -16,9 +16,9 @@ from tl_jax.models.ops import conv
 
 
 def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
-    """Maximum over windows of (N, H, W, C), padded with minus infinity on each side.
+    """Max pooling over windows of (N, H, W, C), padded with minus infinity on each side.
 
-    The gradient goes to the first maximum of a window, in the order of its rows.
+    The gradient goes to the first maximum of a window, in row-major order.
     """
     if not conv.on_cpu():
         return nn.max_pool(x, (window, window), (stride, stride), _symmetric_padding(pad))
@@ -29,14 +29,14 @@ def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
 
 
 def _symmetric_padding(pad: int) -> Any:
-    """Return the padding of a picture's two sides; flax's types know of names alone."""
+    """Return the padding of an image's two sides; flax's types only allow names."""
     return [(pad, pad)] * 2
 
 
 def mean_pool(x: jax.Array, count_padding: bool) -> jax.Array:
-    """Mean over 3x3 windows at stride 1 of (N, H, W, C), padded by one.
+    """Average pooling over 3x3 windows at stride 1 of (N, H, W, C), padded by one.
 
-    Keras leaves the padding out of the mean, torchvision's Inception counts it as zeros.
+    Keras excludes the padding from the mean; torchvision's Inception counts it as zeros.
     """
     if not conv.on_cpu():
         return nn.avg_pool(x, (3, 3), (1, 1), _symmetric_padding(1), count_include_pad=count_padding)
@@ -49,7 +49,7 @@ def mean_pool(x: jax.Array, count_padding: bool) -> jax.Array:
 
 
 def adaptive_mean_pool(x: jax.Array, size: int) -> jax.Array:
-    """Mean over ``size`` windows an axis that cover (N, H, W, C) evenly, as PyTorch's AdaptiveAvgPool2d."""
+    """Average over ``size`` windows per axis that cover (N, H, W, C) evenly, as PyTorch's AdaptiveAvgPool2d."""
     rows, columns = (_averaging_matrix(s, size).astype(x.dtype) for s in x.shape[1:3])
     return x if x.shape[1:3] == (size, size) else jnp.einsum("nhwc,ih,jw->nijc", x, rows, columns)
 
@@ -57,7 +57,7 @@ def adaptive_mean_pool(x: jax.Array, size: int) -> jax.Array:
 def _max_along(x: jax.Array, axis: int, window: int, stride: int) -> jax.Array:
     """Return the maximum over windows of one axis."""
     count = (x.shape[axis] - window) // stride + 1
-    if window == stride:  # a reshape shows XLA that windows do not overlap
+    if window == stride:  # a reshape tells XLA that windows do not overlap
         trimmed = jax.lax.slice_in_dim(x, 0, count * stride, axis=axis)
         windows = trimmed.reshape(*x.shape[:axis], count, stride, *x.shape[axis + 1 :])
         shifted = [jax.lax.index_in_dim(windows, i, axis + 1, keepdims=False) for i in range(window)]
@@ -68,13 +68,13 @@ def _max_along(x: jax.Array, axis: int, window: int, stride: int) -> jax.Array:
 
 
 def _maximum(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Return the maximum, the first of two that are equal; a NaN wins, so that a run that diverged says so."""
+    """Return the maximum, the first if tied; NaN propagates, so divergence is noticed."""
     return jnp.where((second > first) | jnp.isnan(second), second, first)
 
 
 @jax.custom_vjp
 def _sum_3x3(x: jax.Array) -> jax.Array:
-    """Return the sum over 3x3 windows, zeros around; its own transpose."""
+    """Return the sum over 3x3 windows with zero padding; it is its own transpose."""
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = padded[:, :, :-2] + padded[:, :, 1:-1] + padded[:, :, 2:]
     return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
@@ -84,7 +84,7 @@ _sum_3x3.defvjp(lambda x: (_sum_3x3(x), None), lambda _, dy: (_sum_3x3(dy),))
 
 
 def _averaging_matrix(length: int, size: int) -> jax.Array:
-    """Return the matrix (size, length) whose row i averages what lies between i and i + 1 in units of length / size."""
+    """Return the matrix (size, length) whose row i averages from i to i + 1, in units of length / size."""
     row, column = jnp.arange(size)[:, None], jnp.arange(length)[None]
     inside = (column >= row * length // size) & (column < -(-(row + 1) * length // size))
     return inside / inside.sum(axis=1, keepdims=True)
