@@ -1,12 +1,12 @@
-"""BERT on AG News: which of four sections is a piece of news from?
+"""Fine-tune BERT on AG News: classify news into four sections.
 
     python run.py --config=configs/agnews_bert.py --config.data.dir=FOLDER
-    python run.py --config=configs/agnews_bert.py:smoke       seconds, no download: that it runs
+    python run.py --config=configs/agnews_bert.py:smoke       smoke test, seconds, no download
 
-FOLDER holds train.csv and test.csv, class, title and description in a line, without names of columns; it may be a
-single file, of which a fifth is then for testing. For TFDS' set take --config.data.name=ag_news_subset
+FOLDER holds train.csv and test.csv with class, title and description per line, without a header. A single file also
+works; a fifth of it is then the test split. For the TFDS dataset pass --config.data.name=ag_news_subset
 --config.data.text="('title','description')" --config.data.label=label. Title and description are a pair of texts.
-``--config.init.path=PATH`` takes any BERT, a folder or a repository of the hub; the default is BERT base.
+``--config.init.path=PATH`` accepts any BERT, as a folder or hub repository; the default is BERT base.
 """
 
 from tl_jax.config import recipe

@@ -1,13 +1,13 @@
-"""PPO balances a pole, and what it learned starts the next task.
+"""Train PPO on CartPole, and transfer the policy to other environments.
 
     python run.py --config=configs/cartpole_ppo.py --workdir=runs/source
     python run.py --mode=export --workdir=runs/source
     python run.py --config=configs/cartpole_ppo.py:heavy --config.init.source=tl_jax \
         --config.init.path=runs/source/export
-    python run.py --config=configs/cartpole_ppo.py:smoke    seconds: that it runs
+    python run.py --config=configs/cartpole_ppo.py:smoke    smoke test, seconds
 
-The variants ``heavy``, ``long`` and ``weak`` change the world: a pole of ten times the mass, of three times the length,
-a push of half the force. ``acrobot`` and ``pendulum`` are other worlds.
+The variants ``heavy``, ``long`` and ``weak`` change the environment: a pole of ten times the mass, of three times the
+length, a push of half the force. ``acrobot`` and ``pendulum`` are other environments.
 """
 
 from tl_jax.config import recipe
@@ -19,7 +19,7 @@ def get_config(variant: str = "") -> recipe.Config:
     config.name = "cartpole_ppo"
     recipe.policy(config)
     config.optim.lr = 1e-3
-    # With normalised observations some seeds forget again what they had learned.
+    # With normalized observations, some seeds forget what they have learned.
     config.rl.normalize = False
     worlds = {"heavy": _physics(masspole=1.0), "long": _physics(length=1.5), "weak": _physics(force_mag=5.0)}
     return recipe.variants(config, variant, smoke=recipe.smoke_policy, acrobot=acrobot, pendulum=pendulum, **worlds)
@@ -33,13 +33,13 @@ def _physics(**values: float):
 
 
 def acrobot(config: recipe.Config) -> None:
-    """Swing two joined poles up."""
+    """Swing up two joined poles."""
     config.rl.env = "Acrobot-v1"
     config.rl.normalize = True
 
 
 def pendulum(config: recipe.Config) -> None:
-    """Swing a pole up with a motor and hold it: actions are values."""
+    """Swing up and hold a pole with a motor; actions are continuous."""
     config.rl.env = "Pendulum-v1"
     config.rl.normalize = True
     config.rl.total_timesteps = 500_000

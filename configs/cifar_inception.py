@@ -1,14 +1,14 @@
-"""ImageNet InceptionV3 to CIFAR-10: the head first, then the last blocks too.
+"""Fine-tune an ImageNet InceptionV3 on CIFAR-10: the head first, then also the last blocks.
 
     python run.py --config=configs/cifar_inception.py               Keras' weights
     python run.py --config=configs/cifar_inception.py:torchvision   torchvision's, with its auxiliary head, 299 pixels
-    python run.py --config=configs/cifar_inception.py:smoke         a tiny InceptionV3, random weights, drawn pictures:
-                                                                    that it runs; nearly all of it is compilation
+    python run.py --config=configs/cifar_inception.py:smoke         smoke test: a tiny InceptionV3, random weights,
+                                                                    synthetic images; mostly compilation
 
-Weights (88 MB; torchvision's 109 MB) and data (170 MB) are downloaded on the first use; ``--config.init.path=FILE`` and
-``--config.data.dir=TFDS_FOLDER`` take local ones. Pictures must have 75 pixels or more.
+Weights (88 MB; torchvision's 109 MB) and data (170 MB) are downloaded on first use, or passed with
+``--config.init.path=FILE`` and ``--config.data.dir=TFDS_FOLDER``. Images must have at least 75 pixels.
 
-Measured: nothing yet with ImageNet weights; it wants a GPU or TPU.
+Not measured yet with ImageNet weights; use a GPU or TPU.
 """
 
 from tl_jax.config import recipe
@@ -31,7 +31,7 @@ def get_config(variant: str = ""):
 
 
 def torchvision(config):
-    """Use torchvision's weights, whose auxiliary head trains along (it needs pictures of 299 pixels)."""
+    """Use torchvision's weights and train their auxiliary head, which needs images of 299 pixels."""
     config.init.source = "torchvision"
     with config.model.options.unlocked():
         config.model.options.aux = True
@@ -39,7 +39,7 @@ def torchvision(config):
 
 
 def smoke(config):
-    """Run every part on a tiny network of the same layout, at the smallest size that it takes."""
+    """Run all parts on a tiny network of the same layout, at its smallest input size."""
     recipe.smoke(config)
     config.model.name = "inception_v3_tiny"
     config.init.source = "random"

@@ -1,16 +1,16 @@
-"""ImageNet ResNet50 to CIFAR-10: what a practitioner should do, and the article's experiment as written.
+"""Fine-tune an ImageNet ResNet50 on CIFAR-10: recommended practice, and the article's experiment as written.
 
     python run.py --config=configs/cifar_resnet.py            resized input, ResNet50's own preprocessing, augmentation;
                                                               the head first, then all layers at a tenth of the rate
     python run.py --config=configs/cifar_resnet.py:article    32x32 pixels, x/255, everything frozen but the head,
                                                               Adam 1e-3, batch 64, 10 epochs
-    python run.py --config=configs/cifar_resnet.py:smoke      a tiny ResNet, random weights, drawn pictures: that it
-                                                              runs is all it shows; mostly compilation
+    python run.py --config=configs/cifar_resnet.py:smoke      smoke test: a tiny ResNet, random weights, synthetic
+                                                              images; mostly compilation
 
-Weights (94 MB) and data (170 MB) are downloaded on the first use; ``--config.init.path=FILE`` and
-``--config.data.dir=TFDS_FOLDER`` take local ones.
+Weights (94 MB) and data (170 MB) are downloaded on first use, or passed with ``--config.init.path=FILE`` and
+``--config.data.dir=TFDS_FOLDER``.
 
-Measured: nothing yet with ImageNet weights. The default variant wants a GPU or TPU; no result is claimed for it.
+Not measured yet with ImageNet weights. Use a GPU or TPU for the default variant; no result is claimed for it.
 """
 
 from tl_jax.config import recipe
@@ -32,7 +32,7 @@ def get_config(variant: str = ""):
 
 
 def article(config):
-    """Follow the article to the letter, although x/255 is not what these weights were trained on."""
+    """Follow the article to the letter, although these weights were not trained with x/255."""
     config.input.size = 32
     config.input.scaling = "unit"
     config.augment.flip = False
@@ -50,7 +50,7 @@ def article(config):
 
 
 def smoke(config):
-    """Run every part on a tiny network of the same layout."""
+    """Run all parts on a tiny network of the same layout."""
     recipe.smoke(config)
     config.model.name = "resnet50_tiny"
     config.init.source = "random"

@@ -1,18 +1,18 @@
-"""The source of the embedded weights: a small CIFAR-style ResNet, from scratch, on CIFAR-10.
+"""Train the source of the embedded weights: a small CIFAR-style ResNet from scratch on CIFAR-10.
 
-The weights are made by
+To make the weights:
 
     python run.py --config=configs/cifar_small.py --config.data.dir=TFDS_FOLDER --workdir=RUN
     python -m experiments.pretrain_sources --what=embed --workdir=RUN --name=resnet8_cifar10 --data=... ...
 
-The model card beside the weights, tl_jax/pretrained/embedded/resnet8_cifar10.md, says what came of it.
+The model card, tl_jax/pretrained/embedded/resnet8_cifar10.md, has the results.
 """
 
 from tl_jax.config import recipe
 
 
 def get_config(variant: str = ""):
-    """Return the recipe; ``smoke`` runs in seconds on drawn pictures."""
+    """Return the recipe; ``smoke`` runs in seconds on synthetic images."""
     config = recipe.get_config()
     config.name = "cifar_small"
     config.model.name = "resnet8"
@@ -30,5 +30,5 @@ def get_config(variant: str = ""):
     config.optim.warmup = 0.05
     config.optim.weight_decay = 5e-4
     config.epochs = 15.0
-    config.optim.batch_norm_momentum = 0.0  # the layout's own, with which the shipped weights were trained
+    config.optim.batch_norm_momentum = 0.0  # the layout's own, as for the embedded weights
     return recipe.variants(config, variant, smoke=recipe.smoke)

@@ -1,13 +1,13 @@
-"""ImageNet VGG16 to CIFAR-10: freeze the first layers, train the last.
+"""Fine-tune an ImageNet VGG16 on CIFAR-10: freeze the first layers, train the last.
 
-    python run.py --config=configs/cifar_vgg.py           the head first, then the last stage too, at a lower rate
+    python run.py --config=configs/cifar_vgg.py           the head first, then also the last stage, at a lower rate
     python run.py --config=configs/cifar_vgg.py:hidden    keep fc1 and fc2 and train them with a new head
-    python run.py --config=configs/cifar_vgg.py:smoke     a tiny VGG, random weights, drawn pictures: that it runs
+    python run.py --config=configs/cifar_vgg.py:smoke     smoke test: a tiny VGG, random weights, synthetic images
 
-Weights (59 MB, 553 MB for ``hidden``) and data (170 MB) are downloaded on the first use; ``--config.init.path=FILE``
-and ``--config.data.dir=TFDS_FOLDER`` take local ones. For VGG19 add ``--config.model.name=vgg19``.
+Weights (59 MB, 553 MB for ``hidden``) and data (170 MB) are downloaded on first use, or passed with
+``--config.init.path=FILE`` and ``--config.data.dir=TFDS_FOLDER``. For VGG19 add ``--config.model.name=vgg19``.
 
-Measured: nothing yet with ImageNet weights; it wants a GPU or TPU.
+Not measured yet with ImageNet weights; use a GPU or TPU.
 """
 
 from tl_jax.config import recipe
@@ -29,7 +29,7 @@ def get_config(variant: str = ""):
 
 
 def hidden(config):
-    """Train the two hidden layers of the file and a new head; their 7x7 grid is averaged from any size."""
+    """Train the file's two hidden layers and a new head; maps of any size are averaged to their 7x7 grid."""
     with config.model.options.unlocked():
         config.model.options.fc = True
     rules = ((r"(fc1|fc2|head)/.*", "train"), (".*", "frozen"))
@@ -37,7 +37,7 @@ def hidden(config):
 
 
 def smoke(config):
-    """Run every part on a tiny network of the same layout."""
+    """Run all parts on a tiny network of the same layout."""
     recipe.smoke(config)
     config.model.name = "vgg16_tiny"
     config.init.source = "random"

@@ -1,29 +1,29 @@
-"""ImageNet MobileNetV2 to CT slices, or any other pictures with few labels, far from photos, of patients or sources.
+"""Fine-tune an ImageNet MobileNetV2 on CT slices, or other images with few labels, grouped by patient or source.
 
-    python run.py --config=configs/ct_classification.py --config.data.dir=FOLDER      everything trained at one rate
+    python run.py --config=configs/ct_classification.py --config.data.dir=FOLDER      all layers at one rate
     python run.py --config=configs/ct_classification.py:probe --config.data.dir=FOLDER    the head alone
-    python run.py --config=configs/ct_classification.py:scratch --config.data.dir=FOLDER  from random weights
+    python run.py --config=configs/ct_classification.py:scratch --config.data.dir=FOLDER  from random initialization
     python run.py --config=configs/ct_classification.py:lora --config.data.dir=FOLDER     any of transfer/methods.py
     python run.py --config=configs/ct_classification.py:compare --config.data.dir=FOLDER  these three, three seeds each
-    python run.py --config=configs/ct_classification.py:smoke                         a tiny MobileNet, drawn pictures
+    python run.py --config=configs/ct_classification.py:smoke                         smoke test on synthetic images
 
-FOLDER holds ``train/CLASS/PICTURE``, ``val/CLASS/PICTURE`` and ``test/CLASS/PICTURE`` (or ``CLASS/PICTURE``); a
-picture is a PNG, a JPEG or a DICOM file (.dcm), a CT slice being seen through ``data.windows``. Others:
+FOLDER holds ``train/CLASS/IMAGE``, ``val/CLASS/IMAGE`` and ``test/CLASS/IMAGE`` (or ``CLASS/IMAGE``) with PNG, JPEG or
+DICOM (.dcm) files; ``data.windows`` sets the window of CT slices. Other layouts:
 
     --config.data.name=index --config.data.dir=FOLDER     FOLDER/index.csv with columns file, label, split, patient
-    --config.data.name=npz --config.data.dir=FILE.npz     as MedMNIST has them
+    --config.data.name=npz --config.data.dir=FILE.npz     the format of MedMNIST
     --config.data.name=organamnist                        its axial slices of eleven organs, downloaded (38 MB)
 
-Name the column of ``index.csv`` that says what belongs together, ``--config.data.group=patient``: such pictures are
-kept in one part, and the interval of the AUC is over them. ``--config.positive=CLASS`` is what is looked for. Where
-classes are uneven, ``--config.regularize.class_weights=balanced``. ``--config.init.path=FILE`` takes local weights.
-The summary has the AUC, sensitivity at a specificity of 0.9 and the calibration error before and after temperature
-scaling (``reliability.png``); then
+Set the grouping column of ``index.csv``, such as ``--config.data.group=patient``: images of one group stay in one
+split, and the interval of the AUC is over groups. ``--config.positive=CLASS`` sets the positive class. For imbalanced
+classes add ``--config.regularize.class_weights=balanced``. ``--config.init.path=FILE`` uses local weights. The summary
+has the AUC, the sensitivity at a specificity of 0.9, and the calibration error before and after temperature scaling
+(``reliability.png``). Then:
 
     python run.py --mode=predict --workdir=DIR --input=FILE       calibrated probabilities
-    python run.py --mode=explain --workdir=DIR --input=FOLDER     where it looks (Grad-CAM): explain.png
+    python run.py --mode=explain --workdir=DIR --input=FOLDER     Grad-CAM: explain.png
 
-Not fit for any clinical conclusion.
+Not for clinical use.
 """
 
 from tl_jax.config import recipe
@@ -31,12 +31,12 @@ from tl_jax.transfer import methods
 
 
 def get_config(variant: str = ""):
-    """Return the recipe, one of its variants ``probe``, ``compare`` and ``smoke``, or it with one of the mechanisms."""
+    """Return the recipe, a variant (``probe``, ``compare``, ``smoke``), or the recipe with a transfer method."""
     config = recipe.get_config()
     config.name = "ct_classification"
     config.model.name = "mobilenet_v2"
     config.data.name = "folder"
-    config.data.fit = "pad"  # a centre crop would cut off the outer parts of both lungs
+    config.data.fit = "pad"  # a center crop would cut off the outer parts of both lungs
     config.input.size = 96
     recipe.fine_tuning(config)
     config.augment.crop_pad = 8
@@ -50,7 +50,7 @@ def get_config(variant: str = ""):
     return recipe.variants(config, variant, probe=probe, compare=compare, smoke=smoke, **methods.METHODS)
 
 
-# The head alone is trained; nothing is augmented, so the features of a picture are always the same.
+# Only the head trains, without augmentation, so the features of an image are constant.
 PROBE = (
     ("augment.flip", False),
     ("augment.crop_pad", 0),
@@ -67,10 +67,10 @@ def probe(config):
 
 
 def compare(config):
-    """Compare fine-tuning with training from scratch and with the head alone, by their areas under the curve.
+    """Compare the AUC of fine-tuning, training from scratch and the head alone.
 
-    Rates are as the record of ``experiments/mechanisms/study.py`` on these slices has them, chosen on the
-    validation part.
+    Learning rates are from the record of ``experiments/mechanisms/study.py`` on these slices, chosen on the validation
+    split.
     """
     config.arms = (("fine_tune", ()), ("scratch", SCRATCH), ("probe", PROBE))
     config.seeds = (0, 1, 2)
@@ -78,7 +78,7 @@ def compare(config):
 
 
 def smoke(config):
-    """Run every part on a tiny network of the same family."""
+    """Run all parts on a tiny network of the same family."""
     recipe.smoke(config)
     config.model.name = "mobilenet_v2_tiny"
     config.init.source = "random"

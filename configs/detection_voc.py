@@ -1,14 +1,14 @@
-"""ImageNet MobileNetV2 finds objects in pictures: boxes in the layout of Pascal VOC, or of COCO.
+"""Fine-tune an ImageNet MobileNetV2 for object detection, on data in the format of Pascal VOC or COCO.
 
     python run.py --config=configs/detection_voc.py --config.data.dir=FOLDER
     python run.py --config=configs/detection_voc.py:probe --config.data.dir=FOLDER      all frozen but the head
-    python run.py --config=configs/detection_voc.py:scratch --config.data.dir=FOLDER    from random weights
-    python run.py --config=configs/detection_voc.py:smoke       seconds, no download: a tiny network finds drawn shapes
-    python run.py --mode=predict --workdir=RUN --input=PICTURE  boxes with class and score, drawn to RUN/predictions
+    python run.py --config=configs/detection_voc.py:scratch --config.data.dir=FOLDER    from random initialization
+    python run.py --config=configs/detection_voc.py:smoke       smoke test, seconds, synthetic shapes
+    python run.py --mode=predict --workdir=RUN --input=IMAGE    boxes with class and score, drawn to RUN/predictions
 
-FOLDER holds JPEGImages, Annotations and ImageSets/Main, or with ``--config.data.name=coco`` annotations and pictures.
-``--config.model.name`` takes any image network, ``--config.init.path=FILE`` local weights. The checkpoint with the best
-mean average precision on the validation part is tested.
+FOLDER holds JPEGImages, Annotations and ImageSets/Main, or with ``--config.data.name=coco`` annotations and images.
+``--config.model.name`` accepts any image network, ``--config.init.path=FILE`` local weights. The checkpoint with the
+best mean average precision on validation is tested.
 """
 
 from tl_jax.config import recipe
@@ -38,12 +38,12 @@ def probe(config: recipe.Config) -> None:
 
 
 def scratch(config: recipe.Config) -> None:
-    """Start from random weights."""
+    """Start from random initialization."""
     config.init.source = "random"
 
 
 def smoke(config: recipe.Config) -> None:
-    """Run every part on a tiny network of the same family."""
+    """Run all parts on a tiny network of the same family."""
     recipe.smoke(config)
     config.model.name = "mobilenet_v2_tiny"
     config.init.source = "random"

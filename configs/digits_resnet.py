@@ -1,14 +1,14 @@
-"""The embedded default: a small ResNet pretrained on CIFAR-10 against the same network from scratch, on digits.
+"""Compare a small ResNet pretrained on CIFAR-10 with the same network from scratch, on digits (the default recipe).
 
     python run.py                                             downloads nothing
-    python run.py --config=configs/digits_resnet.py:smoke     one seed, a few steps
+    python run.py --config=configs/digits_resnet.py:smoke     smoke test: one seed, a few steps
 
-Both arms see the same five examples of each digit and are trained in the same way; only the weights that they start
-from differ. All choices were made on the validation part with seeds 100 to 102: the learning rate is the best of 3e-4,
-1e-3, 3e-3 and 1e-2 for either arm; training the head alone first, and half or twice the epochs, made no difference.
+Both arms train on the same five examples per digit in the same way; only the initial weights differ. All choices were
+made on the validation split with seeds 100 to 102: the learning rate is the best of 3e-4, 1e-3, 3e-3 and 1e-2 for
+either arm; training the head alone first, and half or twice the epochs, made no difference.
 
-What it gives, and on what that was measured, is in experiments/expected.json; the seconds that it takes are in
-experiments/results/benchmarks/starts.json. On other processors expect other last digits.
+The expected results, and how they were measured, are in experiments/expected.json; the durations are in
+experiments/results/benchmarks/starts.json. On other processors the last digits differ.
 """
 
 from tl_jax.config import recipe

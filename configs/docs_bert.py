@@ -1,12 +1,12 @@
-"""A small BERT that ships with the package, on texts that every installation has: nothing is downloaded.
+"""Fine-tune a small BERT that ships with the package, on texts of installed libraries, without any download.
 
-    python run.py --config=configs/docs_bert.py                 against the same network from scratch: minutes
+    python run.py --config=configs/docs_bert.py                 against the same network from scratch, minutes
     python run.py --config=configs/docs_bert.py:sections        another task, on which it is no better than scratch
-    python run.py --config=configs/docs_bert.py:smoke           seconds: that it runs
+    python run.py --config=configs/docs_bert.py:smoke           smoke test, seconds
 
-It finds the names of code in 300 sentences of SciPy's documentation: the words that were set as code there, which the
-texts no longer show. ``sections`` says which subpackage the first paragraph of a docstring is from; single words tell
-that. The network guessed words in the documentation of other libraries before, never of SciPy (see
+The task is to find code names in 300 sentences of SciPy's documentation: words marked up as code, with the markup
+removed. ``sections`` classifies the first paragraph of a docstring by subpackage, which single words reveal. The
+network was pretrained with masked language modelling on the documentation of other libraries, never of SciPy (see
 configs/masked_words.py and experiments/pretrain_sources.py).
 """
 
@@ -37,6 +37,6 @@ def sections(config: recipe.Config) -> None:
     config.data.name = "docs"
     config.data.train_examples = 0
     with config.model.options.unlocked():
-        config.model.options.pooling = "mean"  # that network came by no pooler of its own
+        config.model.options.pooling = "mean"  # the pretrained network has no pooler
     config.epochs = 6.0
     config.save_every = 1.0

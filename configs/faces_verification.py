@@ -1,17 +1,17 @@
-"""ImageNet MobileNetV2 to faces: embeddings learned from some people, tested on people it has never seen.
+"""Fine-tune an ImageNet MobileNetV2 on faces: embeddings trained on some people and tested on others.
 
-    python run.py --config=configs/faces_verification.py --config.data.dir=FOLDER            ArcFace, everything trained
-    python run.py --config=configs/faces_verification.py:probe --config.data.dir=FOLDER      on fixed features
+    python run.py --config=configs/faces_verification.py --config.data.dir=FOLDER            ArcFace, all layers
+    python run.py --config=configs/faces_verification.py:probe --config.data.dir=FOLDER      on frozen features
     python run.py --config=configs/faces_verification.py:softmax --config.data.dir=FOLDER    without a margin
     python run.py --config=configs/faces_verification.py:lora --config.data.dir=FOLDER       and most names of
                                                                                               tl_jax/transfer/methods.py
-    python run.py --config=configs/faces_verification.py:smoke                               a small ResNet, cartoons
-    python run.py --mode=predict --workdir=RUN --input=PICTURES                              who is it?
+    python run.py --config=configs/faces_verification.py:smoke                               smoke test on cartoons
+    python run.py --mode=predict --workdir=RUN --input=IMAGES                                who is it?
 
-FOLDER holds ``PERSON/PICTURE``. A quarter of the people are tested, and a fifth of the others give the threshold of
-``--mode=predict`` and choose nothing else; ``faces.test_identities`` and ``data.validation`` change that, and a file of
-pairs (``--config.faces.pairs=pairs.txt``, LFW's format) names its own people to test. People known to ``predict`` are
-those of FOLDER, or of ``--config.faces.known``. Without training, on the features as they are:
+FOLDER holds ``PERSON/IMAGE``. A quarter of the people are test identities; a fifth of the others only determine the
+threshold of ``--mode=predict``. ``faces.test_identities`` and ``data.validation`` change that, and a file of pairs
+(``--config.faces.pairs=pairs.txt``, LFW's format) defines its own test identities. ``predict`` knows the people of
+FOLDER, or of ``--config.faces.known``. To evaluate the pretrained features without training:
 ``--config.faces.embedding=0 --config.epochs=0``.
 """
 
@@ -21,27 +21,27 @@ from tl_jax.transfer import methods
 
 
 def get_config(variant: str = ""):
-    """Return the recipe, one of its variants ``probe``, ``softmax`` and ``smoke``, or it with one of the mechanisms."""
+    """Return the recipe, a variant (``probe``, ``softmax``, ``smoke``), or the recipe with a transfer method."""
     config = recipe.get_config("faces")
     config.name = "faces_verification"
     config.model.name = "mobilenet_v2"
     config.data.name = "folder"
     config.data.validation = 0.2
     config.input.size = 96
-    config.faces.scale = 32.0  # 64 is for tens of thousands of people
+    config.faces.scale = 32.0  # 64 suits tens of thousands of people
     config.faces.margin = 0.3
     recipe.fine_tuning(config)
     config.augment.crop_pad = 6
     config.batch_size = 32
     config.optim.lr = 3e-4
-    config.freeze.batch_stats = "frozen"  # statistics of small batches of faces cost people never seen much
+    config.freeze.batch_stats = "frozen"  # statistics of small batches hurt on unseen people
     config.epochs = 10.0
     known = {name: change for name, change in methods.METHODS.items() if name in methods.names_for_task("faces")}
     return recipe.variants(config, variant, probe=probe, softmax=softmax, smoke=smoke, **known)
 
 
 def probe(config):
-    """Train the embedding alone; nothing is augmented, so the features of a picture are always the same."""
+    """Train the embedding alone, without augmentation, so the features of an image are constant."""
     config.augment.flip = False
     config.augment.crop_pad = 0
     config.freeze.recipe = "head"
@@ -50,13 +50,13 @@ def probe(config):
 
 
 def softmax(config):
-    """Tell people apart by a plain softmax."""
+    """Train with a plain softmax over identities."""
     config.faces.loss = "softmax"
     config.faces.scale, config.faces.margin = FacesConfig.scale, FacesConfig.margin
 
 
 def smoke(config):
-    """Run every part on the small network that ships, with drawn faces."""
+    """Run all parts on the small embedded network, with synthetic faces."""
     recipe.smoke(config)
     config.data.train_examples = 0
     config.freeze.batch_stats = "auto"

@@ -1,17 +1,17 @@
-"""ImageNet MobileNetV2 to photos of flowers, for machines without an accelerator.
+"""Fine-tune an ImageNet MobileNetV2 on photos of flowers, without an accelerator.
 
     python run.py --config=configs/flowers_mobilenet.py               downloads weights (9 MB) and photos (229 MB)
-    python run.py --config=configs/flowers_mobilenet.py:probe         the head only, on fixed features
+    python run.py --config=configs/flowers_mobilenet.py:probe         the head only, on frozen features
     python run.py --config=configs/flowers_mobilenet.py:lora          one phase of ten epochs, and any name of
                                                                       tl_jax/transfer/methods.py
-    python run.py --config=configs/flowers_mobilenet.py:smoke         a tiny MobileNet, drawn pictures: that it runs
+    python run.py --config=configs/flowers_mobilenet.py:smoke         smoke test: a tiny MobileNet, synthetic images
 
-``--config.init.path=FILE`` takes local weights, ``--config.data.dir=FOLDER`` a local folder with one folder for each
-class. The head is trained first, then also the layers on maps of 8x8 and less, at a tenth of the rate: they hold nine
-tenths of the parameters and cost little. A fifth of the photos is for testing.
+``--config.init.path=FILE`` uses local weights, ``--config.data.dir=FOLDER`` a local folder with one folder per class.
+The head trains first, then also the layers with maps of 8x8 and smaller, at a tenth of the rate: they hold nine tenths
+of the parameters and cost little. A fifth of the photos is the test split.
 
-What the probe gives on flower photos enlarged from about 32x32 pixels is in experiments/expected.json, what the
-mechanisms give in experiments/results/mechanisms_flowers.md. Nothing was tuned.
+The probe's results on flower photos enlarged from about 32x32 pixels are in experiments/expected.json, those of the
+transfer methods in experiments/results/mechanisms_flowers.md. Nothing was tuned.
 """
 
 from tl_jax.config import recipe
@@ -19,7 +19,7 @@ from tl_jax.transfer import methods
 
 
 def get_config(variant: str = ""):
-    """Return the recipe, one of its variants ``probe`` and ``smoke``, or it with one of the mechanisms."""
+    """Return the recipe, a variant (``probe``, ``smoke``), or the recipe with a transfer method."""
     config = recipe.get_config()
     config.name = "flowers_mobilenet"
     config.model.name = "mobilenet_v2"
@@ -41,7 +41,7 @@ def get_config(variant: str = ""):
 
 
 def probe(config):
-    """Train the head alone; nothing is augmented, so the features of a photo are always the same."""
+    """Train the head alone, without augmentation, so the features of a photo are constant."""
     config.augment.flip = False
     config.augment.crop_pad = 0
     config.phases = ()
@@ -50,7 +50,7 @@ def probe(config):
 
 
 def smoke(config):
-    """Run every part on a tiny network of the same family."""
+    """Run all parts on a tiny network of the same family."""
     recipe.smoke(config)
     config.model.name = "mobilenet_v2_tiny"
     config.init.source = "random"

@@ -1,11 +1,11 @@
-"""PPO plays a game of MinAtar on 10x10 pixels; another game starts from what it learned.
+"""Train PPO on a MinAtar game with 10x10 pixels, and transfer the policy to another game.
 
     python run.py --config=configs/minatar_ppo.py --workdir=runs/breakout
     python run.py --config=configs/minatar_ppo.py:space_invaders    and asterix, freeway, seaquest
-    python run.py --config=configs/minatar_ppo.py:smoke             seconds: that it runs
+    python run.py --config=configs/minatar_ppo.py:smoke             smoke test, seconds
 
-Games differ in their channels and actions: from one to another set
---config.init.allow_shape_mismatch=True, which draws the first layer and the policy's head anew and takes the rest.
+Games differ in channels and actions. To transfer, set --config.init.allow_shape_mismatch=True, which initializes the
+first layer and the policy head randomly and loads the rest.
 """
 
 from tl_jax.config import recipe

@@ -1,12 +1,12 @@
-"""BERT finds names in sentences: any file of words and tags, CoNLL's for one.
+"""Fine-tune BERT for named entity recognition, on any file of words and tags, such as CoNLL's.
 
     python run.py --config=configs/ner_bert.py --config.data.dir=FOLDER
-    python run.py --config=configs/ner_bert.py:smoke       seconds, no download: that it runs
+    python run.py --config=configs/ner_bert.py:smoke       smoke test, seconds, no download
     python run.py --mode=predict --workdir=RUN --input="Ada Lovelace worked in London."
 
-FOLDER holds train, dev (or valid) and test, each with .conll, .txt or no ending, or eng.train, eng.testa and eng.testb:
-a word in a line, its tag the last of the columns, an empty line behind each sentence. ``--config.init.path=PATH`` takes
-any BERT, a folder or a repository of the hub; the default is BERT base with capitals.
+FOLDER holds train, dev (or valid) and test, with suffix .conll, .txt or none, or eng.train, eng.testa and eng.testb:
+one word per line with its tag in the last column, and an empty line after each sentence. ``--config.init.path=PATH``
+accepts any BERT, as a folder or hub repository; the default is cased BERT base.
 """
 
 from tl_jax.config import recipe

@@ -1,12 +1,13 @@
-"""ImageNet MobileNetV2 to a folder of your own photos; what trains, and how fast, is chosen by cross-validation.
+"""Fine-tune an ImageNet MobileNetV2 on your own photos; cross-validation chooses the trained layers and learning rate.
 
     python run.py --config=configs/photos.py --config.data.dir=FOLDER                          FOLDER/CLASS/IMAGE
-    python run.py --config=configs/photos.py --config.data.dir=FOLDER --config.budget=10min    chooses no longer
-    python run.py --config=configs/photos.py:smoke                                a small network, drawn images
+    python run.py --config=configs/photos.py --config.data.dir=FOLDER --config.budget=10min    limits the search
+    python run.py --config=configs/photos.py:smoke                                smoke test on synthetic images
 
-``--config.init.path=FILE`` takes local weights, else 9 MB are downloaded. A linear probe is fitted first, and the last
-stages, or all, are trained if that does better on held-out photos; the run says what it tried and why it chose. What is
-set, ``--config.optim.lr`` or ``--config.freeze.recipe`` say, is not searched. In Python: ``tl_jax.fine_tune(FOLDER)``.
+``--config.init.path=FILE`` uses local weights; otherwise 9 MB are downloaded. A linear probe is fitted first, then the
+last stages or all layers are trained if that is better on held-out photos; the run reports its trials and the reason
+for its choice. Fields that you set, such as ``--config.optim.lr`` or ``--config.freeze.recipe``, are not searched. In
+Python: ``tl_jax.fine_tune(FOLDER)``.
 """
 
 from tl_jax.config import recipe
@@ -27,7 +28,7 @@ def get_config(variant: str = ""):
 
 
 def smoke(config):
-    """Run every part on a small network whose weights ship."""
+    """Run all parts on a small embedded network."""
     recipe.smoke(config)
     config.model.name = "resnet8"
     config.init.source = "tl_jax"

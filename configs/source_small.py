@@ -1,18 +1,18 @@
-"""The sources of the bank: the small ResNet of cifar_small.py from scratch on other data, for the study of distances.
+"""Train the bank of source networks for the study of distances: the small ResNet of cifar_small.py on other data.
 
     python -m experiments.pretrain_sources --data_dir=FOLDER              all of them, with their model cards
-    python run.py --config=configs/source_small.py:shapes                 one of them; shapes are drawn, others need
-    python run.py --config=configs/source_small.py:mnist --config.data.dir=TFDS_FOLDER                      their data
+    python run.py --config=configs/source_small.py:shapes                 one of them; shapes are synthetic, others
+    python run.py --config=configs/source_small.py:mnist --config.data.dir=TFDS_FOLDER               need data
 
-``faces``, ``ct`` and ``flowers`` are folders of class folders. The model cards in tl_jax/pretrained/embedded say
-what came of them.
+``faces``, ``ct`` and ``flowers`` are folders of class folders. The model cards in tl_jax/pretrained/embedded have the
+results.
 """
 
 from tl_jax.config import recipe
 
 
 def get_config(variant: str = ""):
-    """Return the recipe for one source, ``shapes`` where none is named, or ``smoke``."""
+    """Return the recipe for one source, by default ``shapes``, or ``smoke``."""
     config = recipe.load("cifar_small").get_config()
     config.name = "source_small"
     config.data.name = "folder"
@@ -25,7 +25,7 @@ def get_config(variant: str = ""):
 
 
 def mnist(config):
-    """Digits as they are written: no mirror images."""
+    """Handwritten digits, without mirroring."""
     config.data.name = "mnist"
     config.augment.flip = False
     config.augment.crop_pad = 2
@@ -33,26 +33,26 @@ def mnist(config):
 
 
 def shapes(config):
-    """Ten drawn shapes, see tl_jax/data/synthetic.py."""
+    """Ten synthetic shapes, see tl_jax/data/synthetic.py."""
     config.data.name = "shapes"
     config.epochs = 30.0
 
 
 def flowers(config):
-    """Photos of flowers, one folder for each kind."""
+    """Photos of flowers, one folder per species."""
     config.data.name = "flowers"
-    config.augment.crop_pad = 12  # of pictures of 128 pixels
+    config.augment.crop_pad = 12  # for images of 128 pixels
     config.epochs = 40.0
 
 
 def faces(config):
-    """Photos of people, one folder for each."""
+    """Photos of people, one folder per person."""
     config.augment.crop_pad = 8
     config.epochs = 200.0
 
 
 def ct(config):
-    """CT slices, one folder for each kind, parts in folders of their own."""
+    """CT slices, one folder per class, splits in their own folders."""
     config.augment.crop_pad = 12
     config.augment.rotate = 10.0
     config.epochs = 120.0

@@ -1,10 +1,10 @@
-"""BERT on SST-2: is a sentence of a film review positive?
+"""Fine-tune BERT on SST-2: sentiment of film reviews.
 
     python run.py --config=configs/sst2_bert.py --config.data.dir=FOLDER
-    python run.py --config=configs/sst2_bert.py:smoke       seconds, no download: that it runs
+    python run.py --config=configs/sst2_bert.py:smoke       smoke test, seconds, no download
 
-FOLDER holds train.tsv, dev.tsv and test.tsv, a sentence and its label (0 or 1) in a line, without names of columns.
-``--config.init.path=PATH`` takes any BERT, a folder or a repository of the hub; the default is BERT base.
+FOLDER holds train.tsv, dev.tsv and test.tsv with a sentence and its label (0 or 1) per line, without a header.
+``--config.init.path=PATH`` accepts any BERT, as a folder or hub repository; the default is BERT base.
 """
 
 from tl_jax.config import recipe

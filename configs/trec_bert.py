@@ -1,10 +1,10 @@
-"""BERT on TREC: what does a question ask for (six kinds)?
+"""Fine-tune BERT on TREC: classify questions into six types.
 
     python run.py --config=configs/trec_bert.py --config.data.dir=FOLDER
-    python run.py --config=configs/trec_bert.py:smoke       seconds, no download: that it runs
+    python run.py --config=configs/trec_bert.py:smoke       smoke test, seconds, no download
 
-FOLDER holds train.tsv and test.tsv, a label and a question in a line, without names of columns.
-``--config.init.path=PATH`` takes any BERT, a folder or a repository of the hub; the default is BERT base.
+FOLDER holds train.tsv and test.tsv with a label and a question per line, without a header.
+``--config.init.path=PATH`` accepts any BERT, as a folder or hub repository; the default is BERT base.
 """
 
 from tl_jax.config import recipe

@@ -1,4 +1,4 @@
-"""Make a vocabulary of pieces of words from plain texts, for a network that learns from them from scratch.
+"""Make a WordPiece vocabulary from plain texts, for training a text network from scratch.
 
 python -m experiments.build_vocabulary --input=TEXTS.txt --size=8000 --output=FOLDER
 """
@@ -14,10 +14,10 @@ from tl_jax.utils.errors import UserError
 
 MIN_ENTRIES = 100  # entries; letters and marks alone take as many
 
-INPUT = flags.DEFINE_string("input", "", "Text file, or a folder with train.txt: a text in a line.")
-SIZE = flags.DEFINE_integer("size", 8000, "Entries of the vocabulary.", lower_bound=MIN_ENTRIES)
-OUTPUT = flags.DEFINE_string("output", "", "Folder for vocab.txt and tokenizer_config.json.")
-CAPITALS = flags.DEFINE_bool("capitals", False, "Whether capitals matter.")
+INPUT = flags.DEFINE_string("input", "", "Text file, or a folder with train.txt; one text per line.")
+SIZE = flags.DEFINE_integer("size", 8000, "Vocabulary size.", lower_bound=MIN_ENTRIES)
+OUTPUT = flags.DEFINE_string("output", "", "Output folder for vocab.txt and tokenizer_config.json.")
+CAPITALS = flags.DEFINE_bool("capitals", False, "Make a cased vocabulary.")
 
 
 def main(_: list[str]) -> None:

@@ -1,13 +1,13 @@
-"""Faults that disks, machines and people make, put into real runs; what each printed, and what it came to.
+"""Inject faults of disks, machines and users into real runs, and record the messages and outcomes.
 
     python -m experiments.faults                          all of them (some need root, to mount)
     python -m experiments.faults --only="full disk,kills" --results=FILE
 
-Some spoil a run while it trains, mend it, and give the same command again, which must end with the bits of an
-undisturbed run. Others flip single bits in the files of a run or a bundle: each is noticed in a line that names the
-file, or changes nothing. Others fill the disk in each mode: one line, and the same command goes through once there is
-room. Others kill runs of each task at random moments and start them again: they end with the bits of one that was not
-killed. Writes tables in Markdown.
+Some faults damage a run during training and are then repaired; the same command must then give the bits of an
+undisturbed run. Others flip single bits in the files of a run or bundle: each is reported in a line that names the
+file, or changes nothing. Others fill the disk in each mode: the mode prints one line, and the same command succeeds
+once there is space. Others kill runs of each task at random times and restart them: they end with the bits of a run
+that was not killed. Writes tables in Markdown.
 """
 
 import contextlib
@@ -36,11 +36,11 @@ from tl_jax.train.workdir import read_json
 from tl_jax.utils import command, compile_cache, disk
 from tl_jax.utils.errors import UserError
 
-ONLY = flags.DEFINE_list("only", [], "Names of faults; all if empty.")
-RESULTS = flags.DEFINE_string("results", "experiments/results/faults.md", "Where the tables go.")
-SEED = flags.DEFINE_integer("seed", 0, "Of which bits flip, and when runs are killed.")
-FLIPS = flags.DEFINE_integer("flips", 300, "Bits to flip, one at a time.", lower_bound=1)
-KILLS = flags.DEFINE_integer("kills", 30, "Times to kill a run, over all tasks.", lower_bound=1)
+ONLY = flags.DEFINE_list("only", [], "Faults to inject; empty for all.")
+RESULTS = flags.DEFINE_string("results", "experiments/results/faults.md", "Output file.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the flipped bits and of the times of kills.")
+FLIPS = flags.DEFINE_integer("flips", 300, "Number of bits to flip, one at a time.", lower_bound=1)
+KILLS = flags.DEFINE_integer("kills", 30, "Number of kills, over all tasks.", lower_bound=1)
 SECTIONS = {
     "bit flips": lambda home: faults_flips.flips_section(home, FLIPS.value, SEED.value),
     "full disk in each mode": lambda home: disk_section(home),

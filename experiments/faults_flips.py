@@ -1,4 +1,4 @@
-"""Single bits that flip in the files of a run or a bundle: each is noticed, naming the file, or changes nothing."""
+"""Bit flips in the files of a run or bundle: each must be reported with the file's name, or change nothing."""
 
 import contextlib
 import io

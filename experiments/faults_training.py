@@ -1,4 +1,4 @@
-"""Faults of disks, machines and people while the embedded default trains in small; what it printed and came to."""
+"""Faults of disks, machines and users during a small run of the embedded default, with messages and outcomes."""
 
 import os
 import signal

@@ -1,10 +1,10 @@
-"""Measured figures in the README and the pages, taken from the files of results.
+"""Keep the measured figures in the README and the pages equal to those in the results files.
 
-    python -m experiments.figures              names every figure that is not what its results file says
-    python -m experiments.figures --write      puts the right ones in
+    python -m experiments.figures              lists every figure that differs from its results file
+    python -m experiments.figures --write      corrects them
 
-In a page a figure stands between two comments, ``<!-- figure: NAME -->71<!-- end -->``, which no reader sees; what a
-name stands for is in ``FIGURES``. A new measurement changes the results file, and ``--write`` every page.
+In a page a figure is between two invisible comments, ``<!-- figure: NAME -->71<!-- end -->``; ``FIGURES`` defines the
+names. After a new measurement, ``--write`` updates every page.
 """
 
 import csv
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 MARK = re.compile(r"<!-- figure: (\S+) -->(.*?)<!-- end -->")
 
-WRITE = flags.DEFINE_bool("write", False, "Put the right figures in.")
+WRITE = flags.DEFINE_bool("write", False, "Correct the figures.")
 
 
 def find_pages() -> list[Path]:

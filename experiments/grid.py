@@ -1,15 +1,15 @@
-"""Grid of runs of a recipe: every combination of some fields' values, one by one, in processes, or on a Ray cluster.
+"""Run a recipe for a grid of field values: one run after another, in processes, or on a Ray cluster.
 
     python -m experiments.grid --config=configs/digits_resnet.py --set=arms="()" --set=seeds="()" --workdir=runs/grid \
         --vary="optim.lr=1e-3,3e-3" --vary="data.per_class=5,20" --vary="seed=0,1,2"
     python -m experiments.grid ... --launcher=processes --workers=2
-    python -m experiments.grid ... --launcher=ray --address=auto          a cluster that runs; "" starts one here
+    python -m experiments.grid ... --launcher=ray --address=auto          a running cluster; "" starts one here
 
-Values are Python literals, or words. Each combination is a run of its own in the folder, and a row of ``RESULTS.csv``
-with its test metrics. Rows that are there are not run again, interrupted runs are resumed, and failed runs are retried
-and named at the end. With Ray (the extra ``sweeps``) all nodes must see the folder.
+Values are Python literals or words. Each combination is a run in its own folder, and a row of ``RESULTS.csv`` with its
+test metrics. Existing rows are skipped, interrupted runs are resumed, and failed runs are retried and listed at the
+end. With Ray (the extra ``sweeps``) all nodes must share the folder.
 
-``launch`` makes many calls of any function in these ways. Results come one by one, each once, to the calling process; a
+``launch`` runs many calls of any function in these ways. The calling process gets each result once, as it arrives; a
 call that fails, or whose process dies, is retried.
 """
 
@@ -45,12 +45,12 @@ def define_flags() -> None:
     flags.DEFINE_multi_string("set", [], "FIELD=VALUE for all runs.")
     flags.DEFINE_multi_string("vary", None, "FIELD=VALUE,VALUE,... of the grid.", required=True)
     flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
-    flags.DEFINE_string("results", "", "Prefix of the record; in the workdir if empty.")
-    flags.DEFINE_enum("launcher", "serial", list(LAUNCHERS), "How runs are run.")
-    flags.DEFINE_integer("workers", 2, "Runs at a time, with processes; with ray the cluster decides.")
-    flags.DEFINE_string("address", "", "Of a Ray cluster; empty starts one on this machine.")
-    flags.DEFINE_float("gpus", 0.0, "Share of a GPU that a run on Ray takes.")
-    flags.DEFINE_integer("tries", 3, "How often a run may fail.")
+    flags.DEFINE_string("results", "", "Prefix of the results files; in the workdir if empty.")
+    flags.DEFINE_enum("launcher", "serial", list(LAUNCHERS), "How to launch the runs.")
+    flags.DEFINE_integer("workers", 2, "Parallel runs, with processes; with ray the cluster decides.")
+    flags.DEFINE_string("address", "", "Address of a Ray cluster; empty starts one on this machine.")
+    flags.DEFINE_float("gpus", 0.0, "GPUs per run on Ray, possibly a fraction.")
+    flags.DEFINE_integer("tries", 3, "Maximum attempts per run.")
 
 
 def main(_: list[str]) -> None:

@@ -1,18 +1,18 @@
-"""Which layers transfer, and how: four analyses of one source and one target, with their table and plot.
+"""Analyze which layers transfer, and how: four analyses of one source and one target, with a table and a plot.
 
     python -m experiments.layer_transfer --workdir=DIR                                 CIFAR-10 to digits, no files
     python -m experiments.layer_transfer --workdir=DIR --source=mnist --target=cifar10 --data_dir=FOLDER
 
 1. Depth (Yosinski et al. 2014, arXiv:1411.1792): the first d stages from the source, the others randomly initialized;
    those d stages frozen, or trained like the others.
-2. Rewinding (Zhang et al. 2019, arXiv:1902.01996): one stage of a fine-tuned network is reset to its weights at the
-   start, or randomly initialized again.
+2. Rewinding (Zhang et al. 2019, arXiv:1902.01996): one stage of a fine-tuned network is reset to its initial weights,
+   or randomly initialized again.
 3. Linear interpolation between two networks (Neyshabur et al. 2020, arXiv:2008.11687): trained from the source, from
    one random initialization, or from two, on the same examples in another order. The BatchNorm statistics are
    recomputed at each point.
-4. Drift: change of the weights of each stage, and linear CKA of its pooled maps with those at the start.
+4. Drift: change of the weights of each stage, and linear CKA of its pooled maps with the initial ones.
 
-All runs have the same steps and try the same learning rates; the validation split chooses one. Writes ``RESULTS.csv``,
+All runs have the same steps and candidate learning rates; the validation split chooses one. Writes ``RESULTS.csv``,
 ``.md`` and ``.png``.
 """
 
@@ -122,15 +122,15 @@ def plot_analyses(rows: Sequence[Any], path: Path, title: str) -> Path:
 
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.", required=True)
-RESULTS = flags.DEFINE_string("results", "", "Prefix of record, table and picture; in the workdir if empty.")
-DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of the data, as for experiments/transferability/study.py.")
-SOURCE = flags.DEFINE_string("source", "cifar10", "Source of the bank.")
-TARGET = flags.DEFINE_string("target", "digits", "Target.")
-PER_CLASS = flags.DEFINE_integer("per_class", 20, "Training examples of each class.")
-SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
-STEPS = flags.DEFINE_integer("steps", 150, "Steps of a run.")
-RATES = flags.DEFINE_list("rates", ["1e-3", "3e-3", "1e-2", "3e-2"], "Learning rates tried.")
-TESTED = flags.DEFINE_integer("tested", 1000, "Test examples at most.")
+RESULTS = flags.DEFINE_string("results", "", "Prefix of the results files; in the workdir if empty.")
+DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of the data, see experiments/transferability/study.py.")
+SOURCE = flags.DEFINE_string("source", "cifar10", "Source network of the bank.")
+TARGET = flags.DEFINE_string("target", "digits", "Target dataset.")
+PER_CLASS = flags.DEFINE_integer("per_class", 20, "Training examples per class.")
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Random seeds.")
+STEPS = flags.DEFINE_integer("steps", 150, "Steps per run.")
+RATES = flags.DEFINE_list("rates", ["1e-3", "3e-3", "1e-2", "3e-2"], "Candidate learning rates.")
+TESTED = flags.DEFINE_integer("tested", 1000, "Maximum number of test examples.")
 NUM_POINTS = 11  # on a line
 
 

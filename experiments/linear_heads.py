@@ -3,10 +3,10 @@
     python -m experiments.linear_heads --config=configs/cifar_resnet.py:article --workdir=DIR
     python -m experiments.linear_heads --config=configs/flowers_mobilenet.py:probe --workdir=DIR --rates=1e-3,1e-2
 
-The recipe gives data, network, features, optimizer, schedule and length; everything but the head is frozen, and the
-features are computed once. Writes ``heads.csv`` and ``heads.png``: which rate and decay suit the features.
+The recipe defines data, network, features, optimizer, schedule and length; everything but the head is frozen, and the
+features are computed once. Writes ``heads.csv`` and ``heads.png``, which show the best rate and decay for the features.
 A seed sets the initial head and the order of examples; the splits of the data are those of the recipe's seed. Seeds,
-rates and decays are axes that ``jax.vmap`` maps over.
+rates and decays are axes of ``jax.vmap``.
 """
 
 import csv
@@ -62,7 +62,7 @@ def define_flags() -> None:
     """Define the flags of the command; not on import, so that ``train_heads`` can be called beside other flags."""
     config_flags.DEFINE_config_file("config", f"{recipes_dir() / 'flowers_mobilenet.py'}:probe", "Recipe.")
     flags.DEFINE_string("workdir", None, "Folder of the results.", required=True)
-    flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds.")
+    flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Random seeds.")
     flags.DEFINE_list("rates", ["1e-4", "3e-4", "1e-3", "3e-3", "1e-2"], "Learning rates.")
     flags.DEFINE_list("decays", ["0"], "Weight decays.")
 

@@ -1,17 +1,17 @@
-r"""Make the weights that ship with the package, each with its card: the bank of small source networks, and a BERT.
+r"""Train the weights that ship with the package, with their model cards: the bank of small networks, and a BERT.
 
     python -m experiments.pretrain_sources --data_dir=FOLDER --workdir=DIR [--sources=mnist,shapes]
     python -m experiments.pretrain_sources --what=words --output=tl_jax/pretrained/embedded/bert_docs
     python -m experiments.pretrain_sources --what=embed --workdir=RUN --name=resnet8_cifar10 \
-        --data="what the network saw" --date=YYYY-MM-DD --commit=HASH
+        --data="description of the training data" --date=YYYY-MM-DD --commit=HASH
 
-``images`` trains the bank, and ``embed`` takes a finished run of images: both test the exported file and describe it by
-a card beside it. FOLDER holds ``tfds`` (mnist), ``flowers``, ``faces_orl`` and ``ct_covid``. Finished runs are not
-repeated; the files go to tl_jax/pretrained/embedded, as float16.
+``images`` trains the bank; ``embed`` uses a finished run on images. Both test the exported file and write its model
+card. FOLDER holds ``tfds`` (mnist), ``flowers``, ``faces_orl`` and ``ct_covid``. Finished runs are not repeated; the
+files go to tl_jax/pretrained/embedded, as float16.
 
-``words`` makes a vocabulary and a small BERT from the installed documentation. The corpus is what
-``tl_jax.data.text_datasets`` calls "docs_corpus"; nothing of SciPy, which the target tasks are made of, is in it. The
-weights are kept as float16. It took 28 minutes on one CPU core.
+``words`` trains a vocabulary and a small BERT on the installed documentation. The corpus is "docs_corpus" of
+``tl_jax.data.text_datasets``; it contains nothing of SciPy, from which the target tasks are made. The weights are
+stored as float16. Training took 28 minutes on one CPU core.
 """
 
 import hashlib
@@ -38,15 +38,15 @@ from tl_jax.train.state import initial_state
 from tl_jax.utils import command, disk
 from tl_jax.utils.errors import UserError, nearest
 
-WHAT = flags.DEFINE_enum("what", "images", ["images", "words", "embed"], "What is made.")
-WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the runs; of embed, a finished run.")
-DATA_DIR = flags.DEFINE_string("data_dir", "", "Of images: folder of the data.")
-SOURCES = flags.DEFINE_list("sources", list(source_small.SOURCES), "Of images: which.")
-OUTPUT = flags.DEFINE_string("output", "", "Of words: folder for the network; empty writes it to the run's own only.")
-NAME = flags.DEFINE_string("name", "", "Of embed: name of the file, without suffix.")
-DATA = flags.DEFINE_string("data", "", "Of embed: what the network was trained on, in words.")
-DATE = flags.DEFINE_string("date", "", "Of embed: day of the run, YYYY-MM-DD.")
-COMMIT = flags.DEFINE_string("commit", "", "Of embed: commit that the run was made at.")
+WHAT = flags.DEFINE_enum("what", "images", ["images", "words", "embed"], "What to make.")
+WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the runs; embed: a finished run.")
+DATA_DIR = flags.DEFINE_string("data_dir", "", "images: folder of the data.")
+SOURCES = flags.DEFINE_list("sources", list(source_small.SOURCES), "images: sources to train.")
+OUTPUT = flags.DEFINE_string("output", "", "words: folder for the network; empty for the run's folder only.")
+NAME = flags.DEFINE_string("name", "", "embed: name of the file, without suffix.")
+DATA = flags.DEFINE_string("data", "", "embed: description of the training data.")
+DATE = flags.DEFINE_string("date", "", "embed: date of the run, YYYY-MM-DD.")
+COMMIT = flags.DEFINE_string("commit", "", "embed: commit of the run.")
 REQUIRED = {"images": (WORKDIR, DATA_DIR), "words": (), "embed": (WORKDIR, NAME, DATA, DATE, COMMIT)}
 
 # folder under --data_dir, and what the network saw

@@ -1,4 +1,4 @@
-"""Recipes with fields changed, as flags such as ``--set=FIELD=VALUE`` say it; defines no flags itself."""
+"""Recipes with changed fields, for flags such as ``--set=FIELD=VALUE``; defines no flags itself."""
 
 import ast
 import importlib

@@ -1,7 +1,7 @@
-"""What a study has found, in files that outlive its runs: ``PREFIX.csv``, and ``PREFIX.json`` with how it was found.
+"""Records of a study that outlive its runs: ``PREFIX.csv`` with the rows, ``PREFIX.json`` with the settings.
 
-A study that is started again, on another machine perhaps, goes on from these files: rows that stand there are not
-measured again, and rows that were made in another way do not get among them.
+A study that is restarted, possibly on another machine, continues from these files. Existing rows are not measured
+again, and rows of other settings are rejected.
 """
 
 import csv

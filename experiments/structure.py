@@ -1,12 +1,12 @@
-"""How large the code is and how far it is from the command to a training step, at several commits.
+"""Measure the size of the code, and the path from the command to a training step, at several commits.
 
     python -m experiments.structure --commits=d0c3ef7,HEAD
-    python -m experiments.structure --commits=HEAD --install        also the size of an installation, which downloads it
+    python -m experiments.structure --commits=HEAD --install        also the installed size, which downloads packages
 
 Each commit is unpacked into a temporary folder. Counted are product files (``run.py`` and the Python files in configs,
 tl_jax and experiments), their statements (nodes of the syntax tree), functions over 50 lines, requirements of an
-installation without extras, the wheel's size and what it installs, and the files of tl_jax and configs in which a
-function is called from ``run.py`` to the first training step of ``cifar_small:smoke``. Prints a table.
+installation without extras, the wheel's size and what it installs. Also counted are the files of tl_jax and configs
+with a function that is called from ``run.py`` to the first training step of ``cifar_small:smoke``. Prints a table.
 """
 
 import ast
@@ -55,9 +55,9 @@ sys.setprofile(seen)
 exec(code, {"__name__": "__main__", "__file__": "run.py"})
 """
 
-COMMITS = flags.DEFINE_list("commits", ["HEAD"], "Which commits.")
-INSTALL = flags.DEFINE_bool("install", False, "Install each wheel into an environment of its own, for its size.")
-RESULTS = flags.DEFINE_string("results", "", "JSON file for the numbers; none if empty.")
+COMMITS = flags.DEFINE_list("commits", ["HEAD"], "Commits to measure.")
+INSTALL = flags.DEFINE_bool("install", False, "Install each wheel into a new environment, for its size.")
+RESULTS = flags.DEFINE_string("results", "", "Output file (JSON); none if empty.")
 
 
 def main(_: list[str]) -> None:

@@ -1,10 +1,10 @@
-"""Is what is learned from texts as good as what transformers on PyTorch learns from the same batches?
+"""Compare the quality of text fine-tuning with transformers on PyTorch, on the same batches.
 
     python -m experiments.text_quality --bert=FOLDER --data_dir=FOLDER --workdir=DIR [--sets=trec6] [--library=tl_jax]
 
-``--data_dir`` holds ``sst2``, ``trec6`` and ``wikiann_en``. The recipes are those of configs/; the peer gets the very
-batches and rates of the run beside it, and is scored by the same code. Rows go to ``RESULTS.csv`` as they come, so that
-the study may be stopped and shared among processes; the table is made of what is there. Needs requirements-bench.txt.
+``--data_dir`` holds ``sst2``, ``trec6`` and ``wikiann_en``. The recipes are those of configs/. The peer gets the same
+batches and rates, and is scored by the same code. Rows are appended to ``RESULTS.csv``, so the study can be interrupted
+and split among processes; the table is made from the available rows. Needs requirements-bench.txt.
 """
 
 from pathlib import Path
@@ -26,12 +26,12 @@ from tl_jax.transfer.optimizer import learning_rates
 from tl_jax.utils import command, disk, environment
 
 BERT = flags.DEFINE_string("bert", None, "Folder of the network.", required=True)
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the sets.", required=True)
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the datasets.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
 RESULTS = flags.DEFINE_string("results", "experiments/results/text_quality", "Prefix of record and table.")
-SETS = flags.DEFINE_list("sets", ["trec6", "sst2", "wikiann_en"], "Which.")
-LIBRARIES = flags.DEFINE_list("library", ["tl_jax", "transformers"], "Whose runs.")
-SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+SETS = flags.DEFINE_list("sets", ["trec6", "sst2", "wikiann_en"], "Datasets to run.")
+LIBRARIES = flags.DEFINE_list("library", ["tl_jax", "transformers"], "Libraries to run.")
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Random seeds.")
 RECIPES = {"trec6": (trec_bert, "accuracy"), "sst2": (sst2_bert, "accuracy"), "wikiann_en": (ner_bert, "f1")}
 
 

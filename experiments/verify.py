@@ -1,19 +1,19 @@
 """Check that recipes still give the results in experiments/expected.json: run them again and compare.
 
-    python -m experiments.verify                                       the quick ones
-    python -m experiments.verify --recipes=digits_resnet,docs_bert     these
+    python -m experiments.verify                                       the quick recipes
+    python -m experiments.verify --recipes=digits_resnet,docs_bert     these recipes
     python -m experiments.verify --all --data_dir=FOLDER               every entry; some need data
     python -m experiments.verify --record --recipes=NAME               measure, and write the entry
 
 Each figure is "as expected" or "drifted", or "untested" if no value would be a drift. A recipe is "skipped" if its data
-are absent, and may have "failed". The exit status is 1 if something drifted or failed. Nothing is written but the
-folder of the runs (a temporary one if none is named) and, with --record, the file.
+are missing, and may have "failed". The exit status is 1 if something drifted or failed. Only the folder of the runs (by
+default a temporary one) and, with --record, the file are written.
 
 A figure is the mean of a metric over the seeds of its entry. The same commit gives the same figures on the same
 hardware with the same libraries. Elsewhere sums round differently, and training amplifies this until a run differs as
 much as one with another seed. So the mean may move by the 95 % prediction interval of the mean of as many new seeds,
-and by two test examples if seeds hardly differ. A loss after few steps must stay within ``LOSS_TOLERANCE`` of itself,
-because rounding has not grown by then.
+and by two test examples if seeds hardly differ. A loss after few steps must stay within ``LOSS_TOLERANCE``, because
+rounding has not grown by then.
 """
 
 import contextlib
@@ -64,14 +64,14 @@ class Row(NamedTuple):
 def define_flags() -> None:
     """Define the flags of the command; not on import, so that the checks can be called beside other flags."""
     flags.DEFINE_list("recipes", [], "Names of entries, such as digits_resnet or cifar_vgg:smoke.")
-    flags.DEFINE_bool("all", False, "Every entry.")
+    flags.DEFINE_bool("all", False, "Run every entry.")
     flags.DEFINE_bool("record", False, "Measure, and write the entries.")
-    flags.DEFINE_list("seeds", [], "With --record: seeds of the entry; those that it has, or 0,1,2.")
+    flags.DEFINE_list("seeds", [], "With --record: seeds of the entry; by default its current ones, or 0,1,2.")
     flags.DEFINE_multi_string("set", [], "With --record: FIELD=VALUE of the entry.")
     flags.DEFINE_multi_string("needs", [], "With --record: FIELD=PATH below --data_dir that the entry reads.")
     flags.DEFINE_string("workdir", "", "Folder of the runs; a temporary one if empty.")
     flags.DEFINE_string("data_dir", "", "Folder of the data that some entries need; $TL_JAX_TEST_DATA if empty.")
-    flags.DEFINE_string("expected", str(EXPECTED_FILE), "The file with the entries.")
+    flags.DEFINE_string("expected", str(EXPECTED_FILE), "File with the entries.")
 
 
 def main(_: list[str]) -> int:

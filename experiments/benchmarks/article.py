@@ -1,4 +1,4 @@
-"""The article's experiment against Keras and PyTorch: as a whole, step by step on the same batches, and in its parts.
+"""Benchmark of the article's experiment against Keras and PyTorch: end to end, in lockstep, and profiled.
 
     python -m experiments.benchmarks.article --weights=NOTOP.h5 --data_dir=TFDS_FOLDER
     python -m experiments.benchmarks.article --weights=... --data_dir=... --examples=5000 --epochs=3
@@ -6,16 +6,16 @@
     python -m experiments.benchmarks.article --weights=... --data_dir=... --what=lockstep --steps=100
     python -m experiments.benchmarks.article --weights=... --data_dir=... --what=profile
 
-``whole`` goes from the start of a process to the test accuracy. Every turn runs each once, in a process of its own.
-``tl_jax`` starts with an empty cache; ``tl_jax again`` is the same command a second time, as another learning rate
-would be, on the features and programs that the first one kept. Prints a table and writes JSON.
+``whole`` measures from process start to test accuracy. Each turn runs every library once, in its own process.
+``tl_jax`` starts with an empty cache; ``tl_jax again`` repeats the command, as for another learning rate, with the
+cached features and programs. Prints a table and writes JSON.
 
-``lockstep`` trains with Keras and with tl_jax side by side. ``article_peers`` lets Keras draw its own head and order,
-so that two runs differ by chance. Here nothing differs but the code: ResNet50 frozen, the head that tl_jax draws, the
-batches that tl_jax takes. Prints the largest difference of the losses of all steps, and both test accuracies.
+``lockstep`` trains with Keras and tl_jax in parallel. In ``article_peers`` Keras has its own head and order, so two
+runs differ by chance. Here only the code differs: both use the frozen ResNet50, the head and the batches of tl_jax.
+Prints the largest difference of the losses over all steps, and both test accuracies.
 
-``profile`` says where a step spends its time: fetching the batch, the frozen network, the head. It takes the parts in
-turns and prints medians as JSON, with the rate in images and FLOPs a second.
+``profile`` measures the parts of a step in turns: fetching the batch, the frozen network, the head. Prints medians as
+JSON, with images and FLOPs per second.
 
 All but ``profile`` need requirements-bench.txt.
 """
@@ -43,20 +43,18 @@ from tl_jax.train.state import initial_state, stream_key
 from tl_jax.train.step import make_optimizer_init, make_train_step
 from tl_jax.utils import command, disk
 
-WHAT = flags.DEFINE_enum("what", "whole", ["whole", "lockstep", "profile"], "What is measured.")
+WHAT = flags.DEFINE_enum("what", "whole", ["whole", "lockstep", "profile"], "Benchmark to run.")
 WEIGHTS = flags.DEFINE_string("weights", None, "ResNet50 without its top, HDF5.", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS folder with cifar10.", required=True)
-EXAMPLES = flags.DEFINE_integer("examples", 0, "Training examples; 0 for all 50,000. 5,000 in lockstep and profile.")
-TURNS = flags.DEFINE_integer("turns", 5, "Turns of each; 30 in profile.")
-EPOCHS = flags.DEFINE_integer("epochs", 10, "Of whole: passes over the examples.")
-SIZE = flags.DEFINE_integer("size", 32, "Of whole: side of the network's input; pictures of 32 are enlarged to it.")
-TESTS = flags.DEFINE_integer("tests", 0, "Of whole: first test examples; 0 for all.")
-PEERS = flags.DEFINE_list("peers", ["keras", "torch"], "Of whole: what tl_jax is compared with.")
-RESULTS = flags.DEFINE_string(
-    "results", "experiments/results/benchmarks/article.json", "Of whole: where the numbers go."
-)
-STEPS = flags.DEFINE_integer("steps", 781, "Of lockstep: steps of 64 examples.")
-SEED = flags.DEFINE_integer("seed", 0, "Of lockstep: seed of the examples, the head and the order.")
+EXAMPLES = flags.DEFINE_integer("examples", 0, "Training examples; 0: 50,000 for whole, else 5,000.")
+TURNS = flags.DEFINE_integer("turns", 5, "Turns per library; 30 for profile.")
+EPOCHS = flags.DEFINE_integer("epochs", 10, "whole: number of epochs.")
+SIZE = flags.DEFINE_integer("size", 32, "whole: input size in pixels; the 32 pixel images are resized to it.")
+TESTS = flags.DEFINE_integer("tests", 0, "whole: number of test examples; 0 for all.")
+PEERS = flags.DEFINE_list("peers", ["keras", "torch"], "whole: libraries to compare with.")
+RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/article.json", "whole: output file.")
+STEPS = flags.DEFINE_integer("steps", 781, "lockstep: number of steps of 64 examples.")
+SEED = flags.DEFINE_integer("seed", 0, "lockstep: seed of the examples, the head and the order.")
 DEFAULTS = {"whole": {}, "lockstep": {"examples": 5000}, "profile": {"examples": 5000, "turns": 30}}
 
 

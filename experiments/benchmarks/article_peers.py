@@ -1,11 +1,11 @@
-"""The article's experiment in Keras on TensorFlow, or in PyTorch: the peers of ``configs/cifar_resnet.py:article``.
+"""The article's experiment in Keras on TensorFlow, or in PyTorch, to compare with ``configs/cifar_resnet.py:article``.
 
     python -m experiments.benchmarks.article_peers --peer=keras --weights=NOTOP.h5 --data_dir=TFDS_FOLDER
 
-Needs requirements-bench.txt. The examples are those that our run with the same seed and number of them takes. In Keras
-the network, the frozen part, pooling, head, optimizer and batches are its own. In PyTorch they are the same: ResNet50
-in the layout of Keras with its weights, frozen and in evaluation mode, global average pooling, a new head, Adam,
-batches of 64. Prints a line of JSON: test accuracy, loss, seconds and peak memory.
+Needs requirements-bench.txt. The examples are those of our run with the same seed and number of examples. Keras uses
+its own network, frozen layers, pooling, head, optimizer and batches. PyTorch uses equivalents: ResNet50 in Keras'
+layout with its weights, frozen in evaluation mode, global average pooling, a new head, Adam, batches of 64. Prints a
+line of JSON: test accuracy, loss, seconds and peak memory.
 """
 
 import json
@@ -19,14 +19,14 @@ from absl import app, flags
 
 from tl_jax.data.dataset import Split
 
-PEER = flags.DEFINE_enum("peer", None, ["keras", "torch"], "Library.", required=True)
+PEER = flags.DEFINE_enum("peer", None, ["keras", "torch"], "Library to run.", required=True)
 WEIGHTS = flags.DEFINE_string("weights", None, "ResNet50 without its top, HDF5.", required=True)
 DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS folder with cifar10.", required=True)
-EXAMPLES = flags.DEFINE_integer("examples", 0, "Training examples drawn by the seed; 0 for all.")
-EPOCHS = flags.DEFINE_integer("epochs", 10, "Passes over the training examples.")
-SIZE = flags.DEFINE_integer("size", 32, "Side of the network's input; pictures of 32 are enlarged to it.")
-TESTS = flags.DEFINE_integer("tests", 0, "First test examples; 0 for all.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the examples, the head and the order.")
+EXAMPLES = flags.DEFINE_integer("examples", 0, "Training examples, sampled by the seed; 0 for all.")
+EPOCHS = flags.DEFINE_integer("epochs", 10, "Number of epochs.")
+SIZE = flags.DEFINE_integer("size", 32, "Input size in pixels; the 32 pixel images are resized to it.")
+TESTS = flags.DEFINE_integer("tests", 0, "Number of test examples; 0 for all.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the examples, the head and the order.")
 EPSILON = 1.001e-5
 BLOCKS = (3, 4, 6, 3)
 

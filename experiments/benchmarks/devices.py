@@ -1,12 +1,12 @@
-"""One device against several of a CPU: the same losses, bytes of state, bytes sent, and seconds of a training step.
+"""Benchmark of one against several CPU devices: losses, state bytes, communication bytes, and seconds per step.
 
     python -m experiments.benchmarks.devices
     python -m experiments.benchmarks.devices --recipes=cifar_resnet:smoke,cartpole_ppo:smoke --devices=8
 
-Each run is a process of its own with so many host devices (--xla_force_host_platform_device_count). These share the
-machine's cores: seconds show what splitting costs, not what it gains. Bytes sent are counted from the compiled step,
-by what a ring sends for each of its collectives: of a result of s bytes on n devices an all-reduce 2 s (n - 1) / n, an
-all-gather s (n - 1) / n, a reduce-scatter s (n - 1) (Thakur et al. 2005, doi:10.1177/1094342005051521).
+Each run is a process with that many host devices (--xla_force_host_platform_device_count). They share the machine's
+cores, so seconds show the overhead of splitting, not its benefit. Communication is counted from the compiled step, for
+a ring: for a result of s bytes on n devices an all-reduce sends 2 s (n - 1) / n, an all-gather s (n - 1) / n, a
+reduce-scatter s (n - 1) (Thakur et al. 2005, doi:10.1177/1094342005051521).
 """
 
 import importlib
@@ -26,12 +26,14 @@ from absl import flags
 from experiments.benchmarks.turns import ROOT, describe_machine
 from tl_jax.utils import command, disk
 
-RECIPES = flags.DEFINE_list("recipes", ["cifar_resnet:smoke", "sst2_bert:smoke", "cartpole_ppo:smoke"], "Which.")
-DEVICES = flags.DEFINE_integer("devices", 8, "Compared with one.")
-STEPS = flags.DEFINE_integer("steps", 12, "Training steps of each.")
-RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/devices.json", "Where the numbers go.")
-MEASURE = flags.DEFINE_string("measure", "", "RECIPE to measure in this process, for the command itself.")
-SHARDED = flags.DEFINE_bool("sharded", False, "With --measure: split the state.")
+RECIPES = flags.DEFINE_list(
+    "recipes", ["cifar_resnet:smoke", "sst2_bert:smoke", "cartpole_ppo:smoke"], "Recipes to measure."
+)
+DEVICES = flags.DEFINE_integer("devices", 8, "Number of devices, compared with one.")
+STEPS = flags.DEFINE_integer("steps", 12, "Training steps per run.")
+RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/devices.json", "Output file.")
+MEASURE = flags.DEFINE_string("measure", "", "Recipe to measure in this process; internal.")
+SHARDED = flags.DEFINE_bool("sharded", False, "With --measure: shard the state.")
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "u8": 1, "s8": 1, "f64": 8, "s64": 8, "u64": 8}
 SENDS = {"all-reduce": lambda s, n: 2 * s * (n - 1) / n, "all-gather": lambda s, n: s * (n - 1) / n,
          "reduce-scatter": lambda s, n: s * (n - 1), "all-to-all": lambda s, n: s * (n - 1) / n,

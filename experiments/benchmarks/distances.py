@@ -1,16 +1,16 @@
-"""Scores of one large set of features: seconds of each by itself, of all from one pass, and the memory they take.
+"""Benchmark of transferability scores on a large set of features: seconds alone and from one shared pass, and memory.
 
     python -m experiments.benchmarks.distances
     python -m experiments.benchmarks.distances --examples=5000 --features=512 --classes=100
     python -m experiments.benchmarks.distances --otdd --examples=2000 --features=512
 
-Each line has the first call, which compiles, the least of --turns more, and the CPU seconds of that one, which say more
-where a machine is shared. On 2 CPU cores with nothing beside it (JAX 0.10.2), with 50,000 examples of 2,048 features
-in 10 classes: H-scores 2.0 and 2.0 s, TransRate 2.9 s, LogME 2.8 s, five from one pass 4.5 s, six (SFDA too) 7.7 s.
-Memory grew by 1.3 GiB beside features of 0.4.
+Each line has the first call, which compiles, the fastest of --turns more, and its CPU seconds, which are more reliable
+on a shared machine. On 2 idle CPU cores (JAX 0.10.2), with 50,000 examples of 2,048 features in 10 classes: H-scores
+2.0 and 2.0 s, TransRate 2.9 s, LogME 2.8 s, five from one pass 4.5 s, six (with SFDA) 7.7 s. Memory grew by 1.3 GiB,
+with features of 0.4 GiB.
 
-``--otdd`` measures that distance between two sets, exact and by Sinkhorn's iterations. The sets are clusters about
-centres which the sides have in common.
+``--otdd`` measures OTDD between two datasets, exact and by Sinkhorn iterations. The datasets are clusters around common
+centers.
 """
 
 import resource
@@ -31,12 +31,12 @@ from tl_jax.transferability.sfda import sfda_from
 from tl_jax.transferability.transrate import transrate_from
 from tl_jax.utils import command
 
-EXAMPLES = flags.DEFINE_integer("examples", 50_000, "Rows of the features.")
-FEATURES = flags.DEFINE_integer("features", 2_048, "Their columns.")
-CLASSES = flags.DEFINE_integer("classes", 10, "Classes of the examples.")
+EXAMPLES = flags.DEFINE_integer("examples", 50_000, "Number of examples.")
+FEATURES = flags.DEFINE_integer("features", 2_048, "Number of features.")
+CLASSES = flags.DEFINE_integer("classes", 10, "Number of classes.")
 TURNS = flags.DEFINE_integer("turns", 2, "Calls after the first.")
-OTDD = flags.DEFINE_bool("otdd", False, "Measure OTDD between two sets.")
-ONLY = flags.DEFINE_list("only", [], "Names of the scores to measure; all where empty.")
+OTDD = flags.DEFINE_bool("otdd", False, "Measure OTDD between two datasets.")
+ONLY = flags.DEFINE_list("only", [], "Scores to measure; empty for all.")
 
 
 def main(_: list[str]) -> None:

@@ -1,11 +1,11 @@
-"""Forward pass and training step of whole networks: tl_jax against PyTorch and Keras, in turns on one machine.
+"""Benchmark of forward passes and training steps of networks: tl_jax against PyTorch and Keras, in turns.
 
     python -m experiments.benchmarks.networks --cases=resnet50:32:64 --results=FILE.json
     python -m experiments.benchmarks.networks                       every case below
     python -m experiments.benchmarks.networks --gpu                 the same on a GPU: large batches, bfloat16
 
-Prints a table and writes JSON: medians over the turns, images a second, the ratio to the faster peer, FLOPs and the
-share of the rate that this machine reaches in a plain matrix product. Needs requirements-bench.txt.
+Prints a table and writes JSON: medians over the turns, images per second, the ratio to the faster peer, FLOPs, and the
+fraction of this machine's matrix product throughput. Needs requirements-bench.txt.
 """
 
 import json
@@ -28,12 +28,12 @@ CASES = flags.DEFINE_list(
     ["resnet50:32:64", "resnet50:224:8", "vgg16:224:8", "inception_v3:299:8", "mobilenet_v2:224:8"],
     "NETWORK:SIZE:BATCH; bert_base:TOKENS:BATCH.",
 )
-PEERS = flags.DEFINE_list("peers", ["torch", "torch_channels_last", "keras"], "What tl_jax is compared with.")
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation; parameters are float32.")
-TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")
-MIN_SECONDS = flags.DEFINE_float("min_seconds", 2.0, "Seconds that a turn takes at least.")
-GPU = flags.DEFINE_bool("gpu", False, "Take what suits a GPU where no other flag says something else.")
-RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/networks.json", "Where the numbers go.")
+PEERS = flags.DEFINE_list("peers", ["torch", "torch_channels_last", "keras"], "Libraries to compare with.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Computation dtype; parameters are float32.")
+TURNS = flags.DEFINE_integer("turns", 5, "Turns per library.")
+MIN_SECONDS = flags.DEFINE_float("min_seconds", 2.0, "Minimum seconds per turn.")
+GPU = flags.DEFINE_bool("gpu", False, "Use defaults for a GPU: large batches, bfloat16.")
+RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/networks.json", "Output file.")
 
 
 # Needs JAX, PyTorch and transformers for CUDA.

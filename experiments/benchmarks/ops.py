@@ -1,15 +1,15 @@
-"""Convolution and pooling on this machine, shape by shape: the ways of ``models/ops`` against XLA's own, in turns.
+"""Benchmark of convolution and pooling by shape: the methods of ``models/ops`` against XLA's own, in turns.
 
     python -m experiments.benchmarks.ops                               convolutions of ResNet50, VGG16 and InceptionV3
     python -m experiments.benchmarks.ops --cases=8:3x3:1:128:128       SIDE:KERNEL:STRIDE:INPUTS:OUTPUTS
     python -m experiments.benchmarks.ops --op=depthwise                3x3 at MobileNetV2's shapes
     python -m experiments.benchmarks.ops --op=pooling                  at those of VGG16, ResNet50 and InceptionV3
 
-A line of a convolution has the rate of each way in GFLOP/s of the plain sum (the least time of several turns), forward
-and for both gradients. "=" stands at the way that is taken, "*" where another is more than 1.1 times as fast; the rules
-in ``models/ops/conv.py`` were read off this table. The other lines have the least of five turns in milliseconds: sums
-of shifted images against XLA's grouped convolution or windows. On 2 CPU cores (JAX 0.10.2) shifted images were 8 to 34
-times as fast forward in a depthwise convolution, the least at stride 2, and 12 to 38 times backward.
+A line of a convolution has the GFLOP/s of each method (the fastest of several turns), forward and for both gradients.
+"=" marks the method that is used, "*" one that is more than 1.1 times as fast; the rules in ``models/ops/conv.py`` are
+based on this table. The other lines have the fastest of five turns in milliseconds: sums of shifted images against
+XLA's grouped convolution or windows. On 2 CPU cores (JAX 0.10.2), shifted images were 8 to 34 times as fast forward in
+a depthwise convolution, slowest at stride 2, and 12 to 38 times backward.
 """
 
 import json
@@ -41,9 +41,9 @@ DEPTHWISE = ((112, 32, 1), (112, 96, 2), (56, 144, 1), (28, 192, 1), (14, 576, 1
 # side, channels, then window, stride and padding of a maximum; none for a mean
 POOLING = ((224, 64, 2, 2, 0), (56, 256, 2, 2, 0), (112, 64, 3, 2, 1), (147, 64, 3, 2, 0), (71, 192, 3, 2, 0),
           (17, 768, 3, 2, 0), (35, 288), (17, 768), (8, 1280))  # fmt: skip
-OP = flags.DEFINE_enum("op", "convolution", ["convolution", "depthwise", "pooling"], "What is measured.")
+OP = flags.DEFINE_enum("op", "convolution", ["convolution", "depthwise", "pooling"], "Operation to measure.")
 CASES = flags.DEFINE_list("cases", list(SHAPES), "SIDE:KERNEL:STRIDE:INPUTS:OUTPUTS.")
-RESULTS = flags.DEFINE_string("results", "", "JSON file for the numbers; none if empty.")
+RESULTS = flags.DEFINE_string("results", "", "Output file (JSON); none if empty.")
 PIXELS = 2**16  # of all images of a batch together in a convolution, at most 64 images
 BATCH, TURNS = 16, 5
 

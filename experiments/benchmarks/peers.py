@@ -1,15 +1,15 @@
-"""One network in one library, as calls that take a batch: tl_jax, PyTorch, transformers and Keras on TensorFlow.
+"""Benchmark process of one network in one library: tl_jax, PyTorch, transformers or Keras on TensorFlow.
 
-A process of its own for each, because they would share neither threads nor memory well:
+Each library runs in its own process, since they would compete for threads and memory:
 
     python -m experiments.benchmarks.peers --peer=torch --network=resnet50 --size=32 --batch=64
 
-It builds both calls and says ``ready``; then each line ``forward N`` or ``step N`` on its input is answered with the
-seconds that N calls took. ``forward`` is evaluation of fixed weights, ``step`` a training step of all of them with
-Adam. Weights and pictures are random. PyTorch computes on a GPU where it sees one; ``torch_compile`` is channels last
-and compiled as a whole. ``bert_base`` reads texts of ``--size`` tokens and has a head of two classes, and transformers
-as the peer. Both train it with the published dropout; transformers has its default attention (PyTorch's fused one),
-autocast for bfloat16 and the fused Adam on a GPU. The peers need requirements-bench.txt.
+The process prints ``ready``. Then for each input line ``forward N`` or ``step N`` it prints the seconds of N calls.
+``forward`` is evaluation with fixed weights, ``step`` a training step of all of them with Adam. Weights and images are
+random. PyTorch uses a GPU if available; ``torch_compile`` is channels last and compiled. ``bert_base`` takes texts of
+``--size`` tokens and has a head of two classes, with transformers as the peer. Both train it with the published
+dropout. transformers uses its default attention (PyTorch's fused one), autocast for bfloat16 and the fused Adam on a
+GPU. The peers need requirements-bench.txt.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ Calls = Mapping[str, Callable[[], object]]  # each waits until its work is done
 def define_flags() -> None:
     """Define the flags of the command; not on import, because networks.py has some of the same names."""
     libraries = ["tl_jax", "torch", "torch_channels_last", "torch_compile", "keras"]
-    flags.DEFINE_enum("peer", "tl_jax", libraries, "Library.")
-    flags.DEFINE_string("network", "resnet50", "Network.")
-    flags.DEFINE_integer("size", 32, "Side of the pictures in pixels, or tokens of a text.")
-    flags.DEFINE_integer("batch", 64, "Pictures or texts a call.")
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation; parameters are float32.")
+    flags.DEFINE_enum("peer", "tl_jax", libraries, "Library to run.")
+    flags.DEFINE_string("network", "resnet50", "Network to run.")
+    flags.DEFINE_integer("size", 32, "Image size in pixels, or tokens per text.")
+    flags.DEFINE_integer("batch", 64, "Batch size.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Computation dtype; parameters are float32.")
 
 
 def main(_: list[str]) -> None:

@@ -1,11 +1,11 @@
-"""Training of a policy beside Stable-Baselines3: steps of CartPole a second, of one seed and of eight.
+"""Benchmark of policy training against Stable-Baselines3: CartPole steps per second, with one seed and with eight.
 
     python -m experiments.benchmarks.policies
 
-Both train PPO with two towers of 64 and 64, 2,048 steps an update and 10 passes over them: by configs/cartpole_ppo.py
-(16 worlds, 4 minibatches of 512), and as Stable-Baselines3 does by default (one world, 32 minibatches of 64). In
-turns, each in a process of its own. Prints and writes medians over the turns, their ratios, and the share of the rate
-of a matrix product. Needs requirements-bench.txt.
+Both train PPO with two towers of 64 and 64 units, 2,048 steps per update and 10 passes over them: with
+configs/cartpole_ppo.py (16 environments, 4 minibatches of 512), and with Stable-Baselines3's defaults (one environment,
+32 minibatches of 64). In turns, each in its own process. Prints and writes medians over the turns, their ratios, and
+the fraction of the matrix product throughput. Needs requirements-bench.txt.
 """
 
 import json
@@ -18,14 +18,14 @@ from absl import flags
 from experiments.benchmarks.turns import Worker, describe_machine, matmul_rate, measure_turns, medians, serve_calls
 from tl_jax.utils import command, disk
 
-PEER = flags.DEFINE_enum("peer", "", ["", "tl_jax", "stable_baselines3"], "Be the process of this library.")
-SEEDS = flags.DEFINE_integer("seeds", 1, "Of that process.")
-NUM_ENVS = flags.DEFINE_integer("num_envs", 16, "Of that process.")
-MINIBATCHES = flags.DEFINE_integer("minibatches", 4, "Of that process.")
-TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")
-MIN_SECONDS = flags.DEFINE_float("min_seconds", 5.0, "Seconds that a turn takes at least.")
-MANY = flags.DEFINE_integer("many", 8, "Seeds at once.")
-RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/policies.json", "Where the numbers go.")
+PEER = flags.DEFINE_enum("peer", "", ["", "tl_jax", "stable_baselines3"], "Run as this library's process; internal.")
+SEEDS = flags.DEFINE_integer("seeds", 1, "With --peer: number of seeds.")
+NUM_ENVS = flags.DEFINE_integer("num_envs", 16, "With --peer: number of environments.")
+MINIBATCHES = flags.DEFINE_integer("minibatches", 4, "With --peer: number of minibatches.")
+TURNS = flags.DEFINE_integer("turns", 5, "Turns per library.")
+MIN_SECONDS = flags.DEFINE_float("min_seconds", 5.0, "Minimum seconds per turn.")
+MANY = flags.DEFINE_integer("many", 8, "Number of seeds trained at once.")
+RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/policies.json", "Output file.")
 CASES = {"recipe": (16, 4), "defaults of Stable-Baselines3": (1, 32)}  # worlds, minibatches
 UPDATE, PASSES, OBSERVATION, WIDTH, ACTIONS = 2048, 10, 4, 64, 2
 # Multiplications and additions of one observation in both towers and heads, and how often a step of the world costs

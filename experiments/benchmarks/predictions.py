@@ -1,9 +1,9 @@
-"""Predictions for a folder of many small images, some damaged, beside a plain loop over the same files.
+"""Benchmark of predictions for a folder of many small images, some damaged, against a plain loop over the files.
 
     python -m experiments.benchmarks.predictions
 
-The network is the small one that ships, with a head for ten digits; the plain loop opens a file, puts it into a batch
-and calls the same compiled network. Both are processes of their own, measured in turns. Writes JSON, and prints it.
+The network is the small embedded one with a head for ten digits. The plain loop opens each file, adds it to a batch and
+calls the same compiled network. Both run in their own processes, in turns. Writes and prints JSON.
 """
 
 import csv
@@ -24,11 +24,11 @@ from PIL import Image
 from experiments.benchmarks.turns import ROOT, describe_machine
 from tl_jax.utils import command, disk
 
-IMAGES = flags.DEFINE_integer("images", 20_000, "Files.", lower_bound=10)
-DAMAGED = flags.DEFINE_integer("damaged", 5, "Of these, how many are cut short.", lower_bound=0)
-TURNS = flags.DEFINE_integer("turns", 3, "How often each is measured.", lower_bound=1)
-RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/predictions.json", "Where the numbers go.")
-PLAIN_LOOP = flags.DEFINE_string("plain_loop", "", "Folder of images, and of the run: be the plain loop, no more.")
+IMAGES = flags.DEFINE_integer("images", 20_000, "Number of images.", lower_bound=10)
+DAMAGED = flags.DEFINE_integer("damaged", 5, "Number of truncated images among them.", lower_bound=0)
+TURNS = flags.DEFINE_integer("turns", 3, "Turns per method.", lower_bound=1)
+RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/predictions.json", "Output file.")
+PLAIN_LOOP = flags.DEFINE_string("plain_loop", "", "Folder of images and run, to run only the plain loop; internal.")
 SIDE, BATCH = 32, 256
 
 

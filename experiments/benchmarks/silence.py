@@ -1,9 +1,9 @@
-"""How long each command says nothing on a terminal: until its first output, and at most between two.
+"""Benchmark of command output on a terminal: seconds until the first output, and the longest pause.
 
     python -m experiments.benchmarks.silence
     python -m experiments.benchmarks.silence --only=eval,predict
 
-Every command has one core and nothing kept from earlier ones. Writes a table in JSON, and prints it.
+Each command has one core and empty caches. Writes and prints a table in JSON.
 """
 
 import contextlib
@@ -28,9 +28,9 @@ from tl_jax.report import html
 from tl_jax.utils import command, disk
 from tl_jax.utils.errors import UserError
 
-ONLY = flags.DEFINE_list("only", [], "Names of commands; all if empty.")
-TRANSCRIPTS = flags.DEFINE_string("transcripts", "", "Folder for what each wrote, with the seconds; none if empty.")
-RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/silence.json", "Where the numbers go.")
+ONLY = flags.DEFINE_list("only", [], "Commands to measure; empty for all.")
+TRANSCRIPTS = flags.DEFINE_string("transcripts", "", "Folder for the output of each, with times; none if empty.")
+RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/silence.json", "Output file.")
 PIECE = 1 << 16  # bytes read at once
 KEYS = ("first", "longest", "whole")  # of a ``Silence`` in the results file
 

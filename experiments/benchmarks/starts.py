@@ -1,10 +1,10 @@
-"""How long a start takes: to the first training step and to the end, with nothing kept and on what a first start kept.
+"""Benchmark of start times: seconds to the first training step and to the end, with empty and with filled caches.
 
     python -m experiments.benchmarks.starts
     python -m experiments.benchmarks.starts --cases="--config=configs/cifar_resnet.py:article --config.data.dir=FOLDER"
 
-A case is the arguments of ``run.py``; by default there are none, which is the README's first command, and the smoke
-variant of cifar_resnet. Each turn begins with an empty cache of programs and features. Prints and writes medians.
+A case is a list of arguments of ``run.py``; the defaults are none, the README's first command, and the smoke variant of
+cifar_resnet. Each turn starts with empty caches of programs and features. Prints and writes medians.
 """
 
 import json
@@ -22,8 +22,8 @@ from experiments.benchmarks.turns import ROOT, describe_machine
 from tl_jax.utils import command, disk
 
 CASES = flags.DEFINE_multi_string("cases", ["", "--config=configs/cifar_resnet.py:smoke"], "Arguments of run.py.")
-TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.")
-RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/starts.json", "Where the numbers go.")
+TURNS = flags.DEFINE_integer("turns", 5, "Turns per case.")
+RESULTS = flags.DEFINE_string("results", "experiments/results/benchmarks/starts.json", "Output file.")
 BEFORE_THE_FIRST_STEP = "; compiled in "  # what the training loop says then
 
 

@@ -1,15 +1,15 @@
-"""Fine-tuning of a text network beside transformers on PyTorch: tokens a second, and an epoch in length buckets.
+"""Benchmark of fine-tuning a text network against transformers on PyTorch: tokens per second, and an epoch.
 
     python -m experiments.benchmarks.text --bert=FOLDER --data_dir=SST2
 
-Both fine-tune the same weights for two classes with AdamW on batches of 32 texts, in turns, each in a process of its
-own. Prints and writes medians over the turns and their ratio. Of the epoch the first ``--steps`` steps are timed, the
+Both fine-tune the same weights for two classes with AdamW on batches of 32 texts, in turns, each in its own process.
+Prints and writes medians over the turns and their ratio. The first ``--steps`` steps of the epoch are timed, with the
 same texts for both. Needs requirements-bench.txt.
 
-With ``--peer`` it is such a process, which reports seconds (see ``turns.py``): ``length32 N`` and ``length128 N`` are N
-steps on 32 random texts of that length, ``epoch N`` the first N steps of an epoch over SST-2: in length buckets in
-tl_jax, padded to 128 tokens in transformers. ``Trainer`` runs the same fine-tuning in transformers on PyTorch, on the
-same batches.
+With ``--peer`` it is such a process and reports seconds (see ``turns.py``): ``length32 N`` and ``length128 N`` are N
+steps on 32 random texts of that length, ``epoch N`` the first N steps of an epoch over SST-2, in length buckets in
+tl_jax and padded to 128 tokens in transformers. ``Trainer`` runs the same fine-tuning in transformers on PyTorch, with
+the same batches.
 """
 
 import json
@@ -44,11 +44,11 @@ def define_flags() -> None:
     """Define the flags of the command; not on import, because text_quality.py has some of the same names."""
     flags.DEFINE_string("bert", None, "Folder of the network.", required=True)
     flags.DEFINE_string("data_dir", None, "Folder of SST-2.", required=True)
-    flags.DEFINE_integer("turns", 5, "Turns of each.")
-    flags.DEFINE_float("min_seconds", 5.0, "Seconds that a turn takes at least.")
-    flags.DEFINE_integer("steps", 60, "Steps of the epoch that are timed; it has 216.")
-    flags.DEFINE_string("results", "experiments/results/benchmarks/text.json", "Where the numbers go.")
-    flags.DEFINE_enum("peer", "", ["", "tl_jax", "transformers"], "Be the process of this library.")
+    flags.DEFINE_integer("turns", 5, "Turns per library.")
+    flags.DEFINE_float("min_seconds", 5.0, "Minimum seconds per turn.")
+    flags.DEFINE_integer("steps", 60, "Steps of the epoch to time, of 216.")
+    flags.DEFINE_string("results", "experiments/results/benchmarks/text.json", "Output file.")
+    flags.DEFINE_enum("peer", "", ["", "tl_jax", "transformers"], "Run as this library's process; internal.")
 
 
 def main(_: list[str]) -> None:

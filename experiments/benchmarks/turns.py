@@ -1,4 +1,4 @@
-"""Peers measured in turns: one process each, one at a time, so that what else the machine does meets all of them."""
+"""Benchmark peers in turns, one process each and one at a time, so that other load affects all of them alike."""
 
 import os
 import statistics

@@ -1,11 +1,11 @@
-"""Where a network changes: how far the weights of each part moved, and how alike its features still are.
+"""Measure how fine-tuning changes a network: relative weight change and feature similarity (CKA) per stage.
 
     python -m experiments.mechanisms.drift --workdir=DIR --per_class=20 [--results=PREFIX]
 
-DIR is that of experiments/mechanisms/study.py; the run with the first seed at the chosen rate stands for its mechanism.
-For each part of the network: the norm of the change over the norm at the start (all leaves of the part, adapters
-merged), and linear CKA (arXiv:1905.00414) between the averages of its map over positions, at the start and
-at the end, on the test pictures. Both start from what the run started from, random weights for ``scratch``.
+DIR is that of experiments/mechanisms/study.py; each method is represented by its run with the first seed at the chosen
+rate. For each stage: the norm of the change over the initial norm (all leaves of the stage, adapters merged), and
+linear CKA (arXiv:1905.00414) between the initial and final spatial averages of its map, on the test images. Both are
+relative to the run's initial weights, which are random for ``scratch``.
 """
 
 import csv
@@ -35,8 +35,8 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Define the flags of the command; not on import, so that the functions can be called beside other flags."""
     flags.DEFINE_string("workdir", None, "Folder of the study.", required=True)
-    flags.DEFINE_integer("per_class", 20, "Examples per class of the runs that are looked at.")
-    flags.DEFINE_string("results", "", "Prefix of table and picture; in the workdir if empty.")
+    flags.DEFINE_integer("per_class", 20, "Examples per class of the analyzed runs.")
+    flags.DEFINE_string("results", "", "Prefix of table and figure; in the workdir if empty.")
 
 
 class Drift(NamedTuple):

@@ -1,4 +1,4 @@
-"""Which way to transfer works, with how many examples: every mechanism, tuned and tested in the same way.
+"""Compare transfer methods by the number of examples: every method, tuned and tested in the same way.
 
     python -m experiments.mechanisms.study --config=configs/flowers_mobilenet.py --per_class=5,20,0 \\
         --steps=40,100,200 --config.data.dir=FOLDER --config.init.path=WEIGHTS --workdir=DIR
@@ -6,14 +6,13 @@
         --config.data.dir=FOLDER --config.init.path=BERT --workdir=DIR               texts
     python -m experiments.mechanisms.study --smoke --workdir=DIR        a tiny network, minutes, no download
 
-For each mechanism of tl_jax/transfer/methods.py and each number of examples per class, every rate of the grid is run
-with the first seed, the best on the validation part is taken, and the other seeds are run with it. The budget is
-the same for all: the same rates, steps, batches and augmentation; what has no rate tunes its strength on the same
-validation part, with every seed. Steps of a pretext come on top. Two more are made of what is there: ``knn``, nearest
-neighbours among the source's features, and ``soup``, the greedy soup of LP-FT runs at all rates, three times the
-steps. Runs that are finished are not repeated, nor is what stands in the record (``RESULTS.csv``), so the study may
-be stopped and started again, elsewhere too, or shared among processes with ``--share=I/N``; tables and pictures are
-drawn from what is there.
+For each method of tl_jax/transfer/methods.py and each number of examples per class, every rate of the grid runs with
+the first seed; the best on validation is then run with the other seeds. All have the same budget: the same rates,
+steps, batches and augmentation. A method without a rate tunes its strength on the same validation split, with every
+seed. Pretext steps are additional. Two more methods reuse these runs: ``knn``, nearest neighbors among the source's
+features, and ``soup``, the greedy soup of LP-FT runs at all rates, with three times the steps. Finished runs and rows
+of the record (``RESULTS.csv``) are not repeated. So the study can be interrupted and resumed, also elsewhere, or split
+among processes with ``--share=I/N``; tables and figures are made from the available results.
 """
 
 import json
@@ -53,16 +52,16 @@ def define_flags() -> None:
         "config", str(recipes_dir() / "flowers_mobilenet.py"), "Recipe: data, network, batches."
     )
     flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
-    flags.DEFINE_string("results", "", "Prefix of record, table and pictures; in the workdir if empty.")
-    flags.DEFINE_list("per_class", ["5", "20", "0"], "Training examples of each class; 0 for all.")
+    flags.DEFINE_string("results", "", "Prefix of record, table and figures; in the workdir if empty.")
+    flags.DEFINE_list("per_class", ["5", "20", "0"], "Training examples per class; 0 for all.")
     flags.DEFINE_list("steps", ["40", "100", "200"], "Training steps for each of these.")
     flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the tested runs.")
-    flags.DEFINE_list("rates", ["1e-4", "1e-3", "1e-2"], "Learning rates tried.")
+    flags.DEFINE_list("rates", ["1e-4", "1e-3", "1e-2"], "Candidate learning rates.")
     flags.DEFINE_integer("pretext_steps", 160, "Steps of a pretext phase.")
-    flags.DEFINE_integer("batch", 16, "Examples a step.")
-    flags.DEFINE_list("mechanisms", [], "Which; all if empty.")
-    flags.DEFINE_string("share", "0/1", "I/N: run the mechanisms I, I + N, I + 2 N, ...")
-    flags.DEFINE_bool("smoke", False, "A tiny network, a few steps: that everything runs.")
+    flags.DEFINE_integer("batch", 16, "Batch size.")
+    flags.DEFINE_list("mechanisms", [], "Methods to run; empty for all.")
+    flags.DEFINE_string("share", "0/1", "I/N: run the methods I, I + N, I + 2 N, ...")
+    flags.DEFINE_bool("smoke", False, "Smoke test with a tiny network and a few steps.")
 
 
 def main(_: list[str]) -> None:

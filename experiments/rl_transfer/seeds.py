@@ -1,4 +1,4 @@
-"""Many seeds of a recipe in one compiled program, tested on the way: training is a function of a key."""
+"""Train many seeds of a recipe in one compiled program, with evaluations during training."""
 
 import functools
 import os

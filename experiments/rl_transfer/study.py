@@ -1,16 +1,16 @@
-"""Does a policy from one task help another, and do the recipes for policies learn? All seeds in one program.
+"""Measure whether a policy of one task helps in another, and whether the policy recipes learn, over many seeds.
 
     python -m experiments.rl_transfer.study --workdir=DIR [--suite=cartpole] [--seeds=8]
-    python -m experiments.rl_transfer.study --workdir=DIR --smoke                   a minute: that it runs
+    python -m experiments.rl_transfer.study --workdir=DIR --smoke                   smoke test, a minute
     python -m experiments.rl_transfer.study --what=recipes --results=PREFIX [--recipes=cartpole,acrobot] [--seeds=8]
 
-``transfer`` is source x target x what travels x seeds. Each way of transfer has the budget of scratch in the target and
-starts from the source policy of its own seed. Writes ``RESULTS.csv`` (a row for each seed, with its learning curve),
-``.md``, ``_curves.png`` and, where only the physics differ, ``_distance.png``; rows that are there are not repeated.
-The metrics are those of ``report.py``.
+``transfer`` is source x target x transferred components x seeds. Each variant has the budget of scratch in the target
+and starts from the source policy of the same seed. Writes ``RESULTS.csv`` (a row per seed, with its learning curve),
+``.md``, ``_curves.png`` and, if only the physics differ, ``_distance.png``; existing rows are not repeated. The metrics
+are those of ``report.py``.
 
-``recipes`` asks whether the recipes learn in every seed, and in how many steps and seconds. A recipe is tested before
-training, 20 times on the way and after it, on 50 greedy episodes that are the same for all seeds. Writes
+``recipes`` measures whether the recipes learn with every seed, and in how many steps and seconds. A recipe is evaluated
+before training, 20 times during it and after it, on 50 greedy episodes that are the same for all seeds. Writes
 ``RESULTS.csv`` in the same way, ``.md`` and ``.png``.
 """
 
@@ -39,21 +39,19 @@ from tl_jax.train.logging import say
 from tl_jax.utils import command, disk, environment
 from tl_jax.utils.errors import UserError, nearest
 
-WHAT = flags.DEFINE_enum("what", "transfer", ["transfer", "recipes"], "What is studied.")
-WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Of transfer: folder of the source policies, and of the results if none is named."
-)
-RESULTS = flags.DEFINE_string("results", "", "Prefix of record, table and pictures; in the workdir if empty.")
+WHAT = flags.DEFINE_enum("what", "transfer", ["transfer", "recipes"], "Study to run.")
+WORKDIR = flags.DEFINE_string("workdir", "", "transfer: folder of the source policies, and of the results by default.")
+RESULTS = flags.DEFINE_string("results", "", "Prefix of record, table and figures; in the workdir if empty.")
 SEEDS = flags.DEFINE_integer("seeds", 8, "Number of seeds, in one program.")
-SUITE = flags.DEFINE_enum("suite", "cartpole", ["cartpole", "minatar"], "Of transfer: which source and targets.")
+SUITE = flags.DEFINE_enum("suite", "cartpole", ["cartpole", "minatar"], "transfer: source and targets.")
 EVALUATIONS = flags.DEFINE_integer(
-    "evaluations", 20, "Of transfer: evaluations of a run, evenly spaced, besides the one before training."
+    "evaluations", 20, "transfer: evaluations per run, evenly spaced, besides the one before training."
 )
-EPISODES = flags.DEFINE_integer("episodes", 16, "Of transfer: episodes of an evaluation.")
-STEPS = flags.DEFINE_integer("steps", 0, "Of transfer: steps in the target; 0 for those of the suite.")
-WAYS_FLAG = flags.DEFINE_list("ways", [], "Of transfer: which ways; all if empty.")
-SMOKE = flags.DEFINE_bool("smoke", False, "Of transfer: two seeds, two targets, few steps.")
-RECIPES_FLAG = flags.DEFINE_list("recipes", [], "Of recipes: which; all if empty.")
+EPISODES = flags.DEFINE_integer("episodes", 16, "transfer: episodes per evaluation.")
+STEPS = flags.DEFINE_integer("steps", 0, "transfer: steps in the target; 0 for the suite's default.")
+WAYS_FLAG = flags.DEFINE_list("ways", [], "transfer: variants to run; empty for all.")
+SMOKE = flags.DEFINE_bool("smoke", False, "transfer: smoke test with two seeds, two targets and few steps.")
+RECIPES_FLAG = flags.DEFINE_list("recipes", [], "recipes: recipes to run; empty for all.")
 
 
 class Suite(NamedTuple):

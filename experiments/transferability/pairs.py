@@ -1,4 +1,4 @@
-"""Sources and targets of the study of distances: what the source networks see of the targets' pictures."""
+"""Sources and targets of the study of distances, and the sources' features of the targets' images."""
 
 import functools
 from collections.abc import Mapping, Sequence

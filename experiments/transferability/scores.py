@@ -1,4 +1,4 @@
-"""What is known about a source and a target before anything is trained: the scores and distances of the study."""
+"""Scores and distances of the study, computed for a source and a target before any training."""
 
 import functools
 import math

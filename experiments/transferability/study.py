@@ -1,14 +1,15 @@
-"""Which distance or score tells beforehand how much a source helps: every source on every target, measured.
+"""Measure which distance or score predicts the benefit of a source, by transferring every source to every target.
 
-    python -m experiments.transferability.study --workdir=DIR --smoke                 drawn targets and digits: no files
+    python -m experiments.transferability.study --workdir=DIR --smoke                 smoke test without data files
     python -m experiments.transferability.study --workdir=DIR --data_dir=FOLDER [--imagenet=WEIGHTS.h5]
 
-For each target, number of examples per class and seed: the small ResNet from scratch; for each source of the bank a
-logistic probe on its features, and the whole network fine-tuned from it. Scratch and fine-tuning have the same steps
-and the same rates, of which the first seed's validation part chooses one. Beside the accuracies stand all scores of
-the source's features of the target's training pictures, and the distances between these and the source's own data. The
-report says which of them goes with the gain over scratch. Rows that stand in the record are not measured again. FOLDER
-is as for experiments/pretrain_sources.py; ``imagenet`` adds MobileNetV2 at 96 pixels, against the same scratch.
+For each target, number of examples per class and seed, the small ResNet is trained from scratch. For each source of the
+bank, a logistic probe is fitted to its features, and the whole network is fine-tuned. Scratch and fine-tuning have the
+same steps and candidate rates; the first seed's validation split chooses the rate. Besides the accuracies, the record
+has all scores of the source's features of the target's training images, and the distances between these and the
+source's own data. The report shows which of them correlate with the gain over scratch. Existing rows are not measured
+again. FOLDER is as for experiments/pretrain_sources.py; ``imagenet`` adds MobileNetV2 at 96 pixels, compared with the
+same scratch runs.
 """
 
 import shutil
@@ -30,17 +31,17 @@ from tl_jax.utils.errors import Diverged, UserError, nearest
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
 RESULTS = flags.DEFINE_string("results", "", "Prefix of record, table, plots and report; in the workdir if empty.")
-DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of the data; without it only drawn targets and digits.")
-IMAGENET = flags.DEFINE_string("imagenet", "", "MobileNetV2's ImageNet weights of Keras, as one more source.")
-SOURCES = flags.DEFINE_list("sources", [], "Which; all if empty.")
-TARGETS = flags.DEFINE_list("targets", [], "Which; all that can be had if empty.")
-PER_CLASS = flags.DEFINE_list("per_class", ["5", "20"], "Training examples of each class.")
-SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
-RATES = flags.DEFINE_list("rates", ["1e-3", "3e-3", "1e-2"], "Learning rates tried.")
-STEPS = flags.DEFINE_integer("steps", 100, "Steps of a run.")
-BATCH = flags.DEFINE_integer("batch", 24, "Examples a step.")
-TESTED = flags.DEFINE_integer("tested", 1000, "Test examples at most.")
-SMOKE = flags.DEFINE_bool("smoke", False, "Three targets, a budget, two seeds, a rate, few steps.")
+DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of the data; without it, only synthetic targets and digits.")
+IMAGENET = flags.DEFINE_string("imagenet", "", "Keras' ImageNet weights of MobileNetV2, as a further source.")
+SOURCES = flags.DEFINE_list("sources", [], "Sources to run; empty for all.")
+TARGETS = flags.DEFINE_list("targets", [], "Targets to run; empty for all available.")
+PER_CLASS = flags.DEFINE_list("per_class", ["5", "20"], "Training examples per class.")
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Random seeds.")
+RATES = flags.DEFINE_list("rates", ["1e-3", "3e-3", "1e-2"], "Candidate learning rates.")
+STEPS = flags.DEFINE_integer("steps", 100, "Steps per run.")
+BATCH = flags.DEFINE_integer("batch", 24, "Batch size.")
+TESTED = flags.DEFINE_integer("tested", 1000, "Maximum number of test examples.")
+SMOKE = flags.DEFINE_bool("smoke", False, "Smoke test: three targets, one budget, two seeds, one rate, few steps.")
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the probe
 
 
