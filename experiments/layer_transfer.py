@@ -118,7 +118,7 @@ def plot_analyses(rows: Sequence[Any], path: Path, title: str) -> Path:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.suptitle(f"{title}: mean and 95 % interval", fontsize=12)
-    return disk.save_figure(figure, path)
+    return disk.save_figure(figure, path, colors=128)
 
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results.", required=True)

@@ -119,6 +119,16 @@ def test_what_else_the_system_says_comes_with_what_to_do(tmp_path):
             raise OSError(number, os.strerror(number))
 
 
+def test_a_palette_makes_a_picture_smaller(tmp_path):
+    drawn = Figure(dpi=100)
+    drawn.subplots().plot(NOISE.ravel()[:300])
+    whole, small = disk.save_figure(drawn, tmp_path / "a.png"), disk.save_figure(drawn, tmp_path / "b.png", colors=64)
+    assert small.stat().st_size < 0.6 * whole.stat().st_size
+    with Image.open(whole) as before, Image.open(small) as after:
+        assert after.mode == "P" and after.size == before.size
+        assert np.abs(np.asarray(after.convert("RGB"), int) - np.asarray(before.convert("RGB"), int)).mean() < 2
+
+
 def test_an_error_without_a_number_is_told_as_it_is(tmp_path):
     with limited(), pytest.raises(UserError, match=r"cannot write .*a \(270000 requested and 20000 written\)"):
         with disk.atomic_write(tmp_path / "a") as temporary:

@@ -156,7 +156,7 @@ def plot_drift(drifts: Sequence[Drift], path: Path) -> Path:
         axis.set_xticks(range(len(stages)), stages, rotation=45, fontsize=8)
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.set_title(title, fontsize=10)
-    return disk.save_figure(figure, path)
+    return disk.save_figure(figure, path, colors=128)
 
 
 if __name__ == "__main__":

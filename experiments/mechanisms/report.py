@@ -213,14 +213,25 @@ def make_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def measured_panels(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return the panels that have a mechanism besides plain fine-tuning, each with its measured mechanisms."""
+    names = {row.mechanism for row in rows}
+    panels = {title: [name for name in panel if name in names] for title, panel in PANELS.items()}
+    return {title: panel for title, panel in panels.items() if set(panel) - {PLAIN}}
+
+
 def plot_gain(rows: Sequence[Row], path: Path) -> Path:
     """Draw the gain over training from scratch against the examples per class, paired by seed; a panel a family."""
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
-    sizes = _list_sizes(rows)
-    figure = Figure(figsize=(15, 8.6), dpi=110, layout="constrained")
-    axes: Any = figure.subplots(2, 3, sharey=True)
-    for axis, (title, names) in zip(axes.ravel(), PANELS.items(), strict=True):
+    sizes, panels = _list_sizes(rows), measured_panels(rows)
+    columns = min(3, len(panels))
+    num_rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5 * columns, 4.3 * num_rows), dpi=110, layout="constrained")
+    axes: Any = figure.subplots(num_rows, columns, sharey=True, squeeze=False)
+    for axis in axes.ravel()[len(panels) :]:
+        axis.axis("off")
+    for axis, (title, names) in zip(axes.ravel(), panels.items(), strict=False):
         for i, name in enumerate(names):
             gains = [differences([row for row in rows if row.per_class == n], name, SCRATCH) for n in sizes]
             points = [(index, *t_interval(values)) for index, values in enumerate(gains) if values]
@@ -230,6 +241,7 @@ def plot_gain(rows: Sequence[Row], path: Path) -> Path:
             shift = 0.04 * (i - len(names) / 2)
             axis.errorbar(x + shift, 100 * mean, yerr=100 * half, marker="o", ms=4, capsize=3, label=name, lw=1)
         axis.set_xticks(range(len(sizes)), [_size_name(n) for n in sizes])
+        axis.set_xlim(-0.5, len(sizes) - 0.5)
         axis.axhline(0, color="black", lw=0.8)
         axis.set_title(title, fontsize=11)
         axis.grid(alpha=0.3)
@@ -239,7 +251,7 @@ def plot_gain(rows: Sequence[Row], path: Path) -> Path:
         axis.set_ylabel("test accuracy over scratch, points")
     seeds = len({row.seed for row in rows})
     figure.suptitle(f"gain over training from scratch: mean and 95 % interval of {seeds} seeds, paired", fontsize=12)
-    return disk.save_figure(figure, path)
+    return disk.save_figure(figure, path, colors=128)
 
 
 def _list_sizes(rows: Sequence[Row]) -> list[int]:

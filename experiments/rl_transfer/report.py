@@ -148,6 +148,9 @@ def plot_curves(curves: dict[tuple[str, str], np.ndarray], steps: int, path: Pat
             axis.fill_between(
                 evaluated_at, mean - half, mean + half, color="black" if way == "scratch" else f"C{k}", alpha=0.12
             )
+        seen = np.concatenate([returns.ravel() for (name, _), returns in curves.items() if name == target])
+        margin = 0.05 * (seen.max() - seen.min()) + 1e-9
+        axis.set_ylim(seen.min() - margin, seen.max() + margin)  # an interval may reach where no return can
         axis.set_title(target, fontsize=11)
         axis.set_xlabel("steps in the target")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -156,7 +159,7 @@ def plot_curves(curves: dict[tuple[str, str], np.ndarray], steps: int, path: Pat
         axis.axis("off")
     axes[0].set_ylabel("return of greedy episodes")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ways), fontsize=9)
-    disk.save_figure(figure, path)
+    disk.save_figure(figure, path, colors=128)
 
 
 def plot_distance(metrics: dict[tuple[str, str], dict[str, Any]], distances: dict[str, float], path: Path) -> None:
@@ -199,7 +202,7 @@ def plot_distance(metrics: dict[tuple[str, str], dict[str, Any]], distances: dic
     if ways:
         axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
-    disk.save_figure(figure, path)
+    disk.save_figure(figure, path, colors=128)
 
 
 def _format_interval(values: Any, form: str) -> str:

@@ -293,7 +293,7 @@ def write_recipe_report(prefix: Path) -> str:
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"return, mean of {RECIPE_SCHEDULE.episodes} greedy episodes")
-    disk.save_figure(figure, Path(f"{prefix}.png"))
+    disk.save_figure(figure, Path(f"{prefix}.png"), colors=128)
     headers = ["recipe", "steps", "return after training", "worst seed", "above the goal", "goal", "seconds, all seeds"]
     text = html.to_markdown(html.Table(headers, lines))
     disk.write_text(

@@ -204,7 +204,7 @@ def plot_gains(all_pairs: Sequence[Pair], way: str, path: Path) -> Path:
     axis.set_xlabel("target")
     axis.set_ylabel("source")
     figure.colorbar(image, label="gain over scratch, points")
-    return disk.save_figure(figure, path)
+    return disk.save_figure(figure, path, colors=128)
 
 
 def plot_taus(ranked: Sequence[Agreement], words: str, path: Path) -> Path:
@@ -219,7 +219,7 @@ def plot_taus(ranked: Sequence[Agreement], words: str, path: Path) -> Path:
     axis.axvline(0, color="black", lw=0.8)
     axis.set_xlabel(f"weighted Kendall tau with the gain of {words}, 95 % interval (grey: includes zero)")
     axis.grid(alpha=0.3, axis="x")
-    return disk.save_figure(figure, path)
+    return disk.save_figure(figure, path, colors=128)
 
 
 def plot_scatter(all_pairs: Sequence[Pair], way: str, names: Sequence[str], path: Path) -> Path:
@@ -250,7 +250,7 @@ def plot_scatter(all_pairs: Sequence[Pair], way: str, names: Sequence[str], path
     handles, labels = axes[0, 0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
-    return disk.save_figure(figure, path)
+    return disk.save_figure(figure, path, colors=128)
 
 
 def write_report(prefix: Path) -> str:

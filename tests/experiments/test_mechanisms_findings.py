@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.mechanisms.report import Row, differences, findings
+from experiments.mechanisms.report import Row, differences, findings, measured_panels
 
 pytestmark = pytest.mark.fast
 
@@ -48,3 +48,11 @@ def test_differences_are_paired_by_seed(found):
 
 def test_without_a_reference_nothing_is_said_against_it():
     assert findings(rows("mixup", 0.1, 0.2), 10) == []
+
+
+def test_a_plot_has_only_the_panels_that_were_measured(found):
+    assert measured_panels(found) == {
+        "ways to transfer": ["fine_tune", "logistic"],
+        "noise and mixtures": ["fine_tune", "mixup"],
+        "kept close to the source": ["fine_tune", "l2_sp"],
+    }

@@ -133,3 +133,8 @@ def test_a_metric_with_an_interval_of_its_own_has_both(tmp_path):
         made.write(tmp_path / "ours" / f"seed{seed}", seed, summary=summary)
     row = plots.summarize_comparison(tmp_path, ["ours"], [0, 1], "auc")["arms"]["ours"]
     assert row["interval95_test"] == pytest.approx(0.05)
+
+
+def test_rates_that_are_equal_share_a_mark():
+    marks = plots.group_marks({"steepest fall": 1.4e-3, "lowest loss": 7.1e-2, "suggested": 1.4e-3})
+    assert marks == {"1.4e-03: steepest fall, suggested": 1.4e-3, "7.1e-02: lowest loss": 7.1e-2}

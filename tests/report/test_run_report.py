@@ -112,6 +112,10 @@ def test_boxes_two_classes_and_texts(tmp_path):
     boxes = {"classes": made.CLASSES, "least_score": 0.5, "detections": [detection]}
     text = page_of(made.write(tmp_path / "boxes", test_details=boxes))
     assert "Boxes" in titles(text) and '<rect class="s1" x="80.0" y="80.0" width="160.0" height="80.0">' in text
+    assert '<text class="tag" text-anchor="start" x="83.0"' in text
+    found["box"] = [0.8, 0.5, 0.95, 1.0]  # the tag would leave the picture
+    text = page_of(made.write(tmp_path / "right", test_details=boxes))
+    assert '<text class="tag" text-anchor="end" x="317.0"' in text
     curve = {"positive": "dog", "fpr": [0, 0.5, 1], "tpr": [0, 1, 1], "auc": 0.75}
     said = [{"label": "dog", "prediction": "a & b", "probability": 0.9, "text": "so <u>good"}]
     text = page_of(made.write(tmp_path / "texts", test_details=made.details(roc=curve, mistakes=said)))

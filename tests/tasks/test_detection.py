@@ -107,6 +107,11 @@ def test_augmentation_is_drawn_with_boxes(tmp_path):
 
 
 @pytest.mark.fast
+def test_one_box_is_no_boxes():
+    assert [detection.count_boxes(count) for count in np.arange(3)] == ["0 boxes", "1 box", "2 boxes"]
+
+
+@pytest.mark.fast
 def test_the_head_trains_alone_where_the_network_is_frozen():
     detector = Detector(models.create("resnet8", 0), 3, 16)
     params = jax.eval_shape(detector.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32))[

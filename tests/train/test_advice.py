@@ -40,6 +40,7 @@ def test_a_run_that_went_on_too_long():
         [],
         rows(FLAT, np.full(20, 0.8), [0.5, 0.4, 0.4, 0.4], [0.7, 0.8, 0.8, 0.8]),
         [{"split": "train", "loss": -1.0}] * 20,  # of a kind without accuracy
+        [{"split": "train", "loss": 1.0 - i / 20, "episode_return": 500.0} for i in range(20)],  # PPO's loss
     ],
 )
 def test_nothing_is_said_of_curves_as_they_should_be(curves):

@@ -65,7 +65,7 @@ nav { font-size: 14px; display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin:
 a { color: var(--c0); text-underline-offset: .2em; }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; margin: .75rem 0; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .7rem; text-align: right; white-space: nowrap; }
-th { font-weight: 600; } thead th { color: var(--soft); }
+th { font-weight: 600; } thead th { color: var(--soft); white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .wide { overflow-x: auto; } .words th, .words td { text-align: left; vertical-align: top; white-space: normal; }
 .words td:not(:first-child) { min-width: 8rem; overflow-wrap: anywhere; }

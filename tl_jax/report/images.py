@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from tl_jax.utils import disk
 
@@ -260,6 +260,7 @@ def _available_fonts() -> list[str]:
 
 
 MIN_BOXES_SIDE = 640  # pixels: smaller pictures are enlarged by a whole factor, to about this side
+BOX_FONT_SIZE = 18  # pixels: readable if the picture is shown at half its size
 HUE_STEP = 0.618  # of the circle of hues between one class and the next: neighbours differ
 
 
@@ -278,13 +279,13 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, classes: Sequence[int], tex
     """
     zoom = max(1, MIN_BOXES_SIDE // max(image.shape[:2]))
     canvas = Image.fromarray(image.repeat(zoom, axis=0).repeat(zoom, axis=1))
-    pen = ImageDraw.Draw(canvas)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(BOX_FONT_SIZE)
     rows = list(zip(zoom * np.asarray(boxes, float), classes, texts, strict=True))
     for box, class_id, text in reversed(rows):
         pen.rectangle(box.tolist(), outline=class_color(class_id), width=2)
-        corner = box[0] + 2, max(0.0, box[1] - 11)
-        pen.rectangle(pen.textbbox(corner, text), fill=class_color(class_id))
-        pen.text(corner, text, fill="black")
+        corner = box[0] + 2, max(0.0, box[1] - BOX_FONT_SIZE - 4)
+        pen.rectangle(pen.textbbox(corner, text, font), fill=class_color(class_id))
+        pen.text(corner, text, "black", font)
     with disk.atomic_write(path) as temporary:
         canvas.save(temporary, "PNG")
     return path

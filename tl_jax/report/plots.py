@@ -233,25 +233,36 @@ def _read_if_present(path: Path) -> dict[str, Any]:
 def plot_lr_curve(
     rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, marks: Mapping[str, float], title: str, path: Path
 ) -> Path:
-    """Draw losses (S,) over learning rates (S,) with named rates marked; save it as a PNG."""
+    """Draw losses (S,) over learning rates (S,) with named rates marked; save it as a PNG.
+
+    Marks at the same rate share a line and an entry of the legend, so that none hides another.
+    """
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     axis = figure.subplots()
     axis.plot(rates, losses, ".", color="C0", alpha=0.35, label="single steps")
     axis.plot(rates, smoothed, color="C0", label="running mean")
-    for i, (name, rate) in enumerate(marks.items(), start=1):
-        axis.axvline(rate, color=f"C{i}", linestyle="--", label=f"{rate:.1e}: {name}")
+    for i, (label, rate) in enumerate(group_marks(marks).items(), start=1):
+        axis.axvline(rate, color=f"C{i}", linestyle="--", label=label)
     axis.set_xscale("log")
     finite = smoothed[np.isfinite(smoothed)]
     margin = 0.1 * (finite.max() - finite.min()) + 1e-9
     axis.set_ylim(min(finite.min(), losses.min()) - margin, finite[0] + 3 * margin + (finite.max() - finite[0]) / 3)
     axis.set_xlabel("learning rate")
-    axis.set_ylabel("training loss in nats")
+    axis.set_ylabel("training loss")
     axis.set_title(title, fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     return disk.save_figure(figure, path)
+
+
+def group_marks(marks: Mapping[str, float]) -> dict[str, float]:
+    """Return the label of each marked rate -> the rate, names of the same rate in one label."""
+    names: dict[str, list[str]] = {}
+    for name, rate in marks.items():
+        names.setdefault(f"{rate:.1e}", []).append(name)
+    return {f"{rate}: {', '.join(group)}": marks[group[0]] for rate, group in names.items()}
 
 
 def plot_score_curves(rates: np.ndarray, lines: Mapping[str, np.ndarray], title: str, path: Path) -> Path:
@@ -275,7 +286,7 @@ def plot_score_curves(rates: np.ndarray, lines: Mapping[str, np.ndarray], title:
 
 
 WIDTH, HEIGHT = 440, 270  # units, at the most as many pixels
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 44  # margins
+LEFT, RIGHT, TOP, BOTTOM = 66, 12, 12, 44  # margins
 NUM_COLORS = 6
 DASHES = ("none", "6 4", "2 3")
 

@@ -18,6 +18,7 @@ CLASSES_STYLE = """
 """
 MAX_MATRIX_CLASSES = 25  # classes of a matrix that is drawn whole
 MAX_CONFUSIONS = 20  # confusions that are listed otherwise
+TAG_LETTER = 9  # units of a drawing of boxes that a letter of a tag takes
 
 
 def class_scores(results: Results) -> html.Section | None:
@@ -285,8 +286,10 @@ def _draw_boxes(row: Mapping[str, Any], classes: Sequence[str]) -> Markup:
     for box in reversed(row["boxes"]):  # the surest on top
         label, position = f"{box['class']} {box['score']:.2f}", to_pixels(box)
         body += rect.format(f"s{classes.index(box['class']) % 6}", *position, label)
-        body += Markup('<text class="tag" x="{:.1f}" y="{:.1f}">{}</text>').format(
-            position[0] + 3, max(13.0, position[1] - 4), label
+        x, y = position[0] + 3, max(13.0, position[1] - 4)
+        anchor = "start" if x + TAG_LETTER * len(label) < width else "end"  # which would leave the picture
+        body += Markup('<text class="tag" text-anchor="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(
+            anchor, x if anchor == "start" else width - 3.0, y, label
         )
     names = ", ".join(f"{box['class']} {box['score']:.2f}" for box in row["boxes"]) or "nothing found"
     figure = Markup('<figure><svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg></figure>')

@@ -15,7 +15,8 @@ from tl_jax.utils.errors import join_names
 
 SCORES_STYLE = """
 .tiles { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1rem 0; }
-.tile { background: var(--card); border-radius: 8px; padding: .75rem 1.1rem; flex: 0 1 auto; min-width: 9rem; }
+.tile { background: var(--card); border-radius: 8px; padding: .75rem 1.1rem; flex: 0 1 auto; min-width: 9rem;
+  max-width: 19rem; }
 .tile b { display: block; font-size: 1.6rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: 14px; }
 """
@@ -179,8 +180,7 @@ def _curve_chart(results: Results, name: str) -> Markup | None:
             color = arm_color if many else dash
             lines += [plots.Line("", points, color, dash, thin=True) for points in curves if len(curves) > 1]
             lines.append(plots.Line(f"{arm}, {split}" if many else split, _mean_over_seeds(curves), color, dash))
-    unit = "loss in nats" if name == "loss" else name
-    return plots.line_chart(name, lines, "step", unit) if name and any(line.points for line in lines) else None
+    return plots.line_chart(name, lines, "step", name) if name and any(line.points for line in lines) else None
 
 
 def _mean_over_seeds(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:

@@ -51,6 +51,11 @@ HEAD_FILE = "detector_head.safetensors"  # in a bundle
 PREDICTIONS_FOLDER = "predictions"  # for annotated images, in the run's folder
 
 
+def count_boxes(count: int) -> str:
+    """Return "1 box" or "2 boxes"."""
+    return f"{count} {'box' if count == 1 else 'boxes'}"
+
+
 def answer_boxes(
     predict: Any,
     classes: Sequence[str],
@@ -382,7 +387,7 @@ class Detection(ImageTask):
         step = jax.jit(augment_boxes, static_argnums=(3, 4))
         visible = self.config.detect.min_visibility
         augmented = np.stack([_with_boxes(*step(images, labels, key, augment_config, visible)) for key in keys])
-        captions = [f"{count} boxes" for count in (labels[..., CLASS] >= 0).sum(1)]
+        captions = [count_boxes(count) for count in (labels[..., CLASS] >= 0).sum(1)]
         return _with_boxes(images, labels), augmented, captions
 
     def predict(self, variables: Any, inputs: Sequence[Any], embeddings: bool = False) -> Iterator[dict[str, Any]]:

@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 ROWS = 8
 LEGEND = {
-    PLAIN: "token (## continues a word)",
-    SECOND: "token of the second text",
-    SPECIAL: "special token",
-    PADDING: "padding, ignored by the network",
+    PLAIN: "a token (## continues a word)",
+    SECOND: "of the second text",
+    SPECIAL: "special",
+    PADDING: "padding, masked out",
 }
-HIDDEN = {  # the token to predict is drawn below
-    "hidden M": "M: masked, replaced by [MASK]",
-    "hidden R": "R: masked, replaced by a random token",
-    "hidden K": "K: masked, but kept",
+HIDDEN = {  # below each stands the token to predict
+    "hidden M": "M, to predict: replaced by [MASK]",
+    "hidden R": "R, to predict: replaced by a random token",
+    "hidden K": "K, to predict: left as it is",
 }
 TAG = "tag "  # prefix of a tagged token's kind
 
@@ -100,7 +100,7 @@ def make_legend(texts: Sequence[Text]) -> dict[str, str]:
     used = {piece.kind for text in texts for piece in text.pieces}
     entries = {kind: words for kind, words in (LEGEND | HIDDEN).items() if kind in used}
     if PLAIN in entries and any(kind.startswith(TAG) for kind in used):
-        entries[PLAIN] += "; the first token of a word has its tag"
+        entries[PLAIN] += "; only a word's first token has a tag"
     return entries | {kind: kind.removeprefix(TAG) for kind in sorted(used - set(entries))}
 
 

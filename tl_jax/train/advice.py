@@ -115,7 +115,7 @@ def _memorized(train: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[st
 
 def _too_short(train: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]]) -> str:
     losses = np.array([row["loss"] for row in train if "loss" in row])
-    if len(losses) < MIN_ROWS:
+    if len(losses) < MIN_ROWS or any("episode_return" in row for row in train):  # PPO's loss says nothing of returns
         return ""
     before, last = (part.mean() for part in np.array_split(losses, 4)[2:])
     validated = [row["loss"] for row in held_out if "loss" in row]
