@@ -8,6 +8,7 @@ too, so Sphinx and docutils are imported only where Sphinx calls.
 import ast
 import importlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,21 @@ def mechanisms(*names: str) -> str:
         doc = " ".join((METHODS[name].change.__doc__ or "").split())
         rows.append((f"`{name}`", doc, "<br>".join(changed)))
     return table(("name", "what it does", "what it sets"), rows)
+
+
+def results(*_: str) -> str:
+    """Return the page of results, with its links to records leading from the site's pages; tables are downloads."""
+    folder = os.path.relpath(RESULTS, PAGES)
+
+    def moved(match: re.Match) -> str:
+        mark, words, target = match.groups()
+        if target.startswith(("#", "https:")) or f"experiments/results/{target}" in COPIES:
+            return match[0]
+        path = f"{folder}/{target.removeprefix('./')}"
+        return f"{{download}}`{words} <{path}>`" if target.endswith(".md") else f"{mark}[{words}]({path})"
+
+    text = (RESULTS / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"(!?)\[([^\]]+)\]\(([^)\s]+)\)", moved, text)
 
 
 def datasets() -> str:
@@ -291,5 +307,6 @@ TABLES = {
         unverified,
         errors,
         statements,
+        results,
     )
 }

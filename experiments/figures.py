@@ -95,12 +95,12 @@ def _format_number(read: Callable[[], float], form: str = ".0f", scale: float = 
     return lambda: format(scale * read(), form)
 
 
-def _format_interval(read: Callable[[], list[float]], unit: str = "%") -> Callable[[], str]:
+def _format_interval(read: Callable[[], list[float]], unit: str = "%", sign: str = "") -> Callable[[], str]:
     """Return what writes the mean of shares and its 95 % interval in percent or points."""
 
     def write() -> str:
         mean, half = t_interval(read())
-        return f"{100 * mean:.1f} ± {100 * (half or 0.0):.1f} {unit}"
+        return f"{100 * mean:{sign}.1f} ± {100 * (half or 0.0):.1f} {unit}"
 
     return write
 
@@ -146,6 +146,118 @@ def _box_figures(metric: str) -> Mapping[str, Callable[[], str]]:
     }
 
 
+def _share_interval(read: Callable[[], list[float]], form: str = ".3f") -> Callable[[], str]:
+    """Return what writes the mean of shares and its 95 % interval as they are; a single one has no interval."""
+
+    def write() -> str:
+        mean, half = t_interval(read())
+        return format(mean, form) + (f"\u00a0±\u00a0{half:{form}}" if half is not None else "")  # stays in one line
+
+    return write
+
+
+def _application_figures() -> Mapping[str, Callable[[], str]]:
+    """Return the figures of the tables of CT slices and of faces."""
+    figures = {}
+    for arm in ("fine_tune", "probe", "scratch"):
+        for size in ("10", "50", "all"):
+            for name, column in (("auc", "auc"), ("before", "ece_before"), ("after", "ece_after")):
+                read = _column_values("applications.csv", column, study="ct", arm=arm, per_class=size)
+                figures[f"ct.{arm}.{size}.{name}"] = _share_interval(read)
+    for arm in ("fine_tune_arcface", "fine_tune_softmax", "probe_arcface", "untrained"):
+        for column in ("auc", "tar_at_1e-2", "tar_at_1e-3", "accuracy", "rank1"):
+            read = _column_values("applications.csv", column, study="faces", arm=arm)
+            figures[f"faces.{arm}.{column}"] = _share_interval(read)
+    return figures
+
+
+def _network_figures() -> Mapping[str, Callable[[], str]]:
+    """Return the rates of tl_jax and of its fastest peer on CPU and GPU, with ratio and share of a matrix product."""
+    cases = ("resnet50_32", "resnet50", "vgg16", "inception_v3", "mobilenet_v2")
+    rows = [(f"cpu.{case}", "networks", 2 * i) for i, case in enumerate(cases)]
+    rows += [("gpu.resnet50", "gpu", 0), ("gpu.bert", "gpu_bert", 0)]
+    figures = {}
+    for name, file, first in rows:
+        for what, index in (("forward", first), ("step", first + 1)):
+            row = (f"results/benchmarks/{file}.json", "rows", index)
+            figures |= {
+                f"{name}.{what}": _format_number(_json_value(*row, "ratio"), ".2f"),
+                f"{name}.{what}.ours": _rate(row, lambda row: "tl_jax"),
+                f"{name}.{what}.peer": _rate(row, lambda row: row["fastest_peer"]),
+                f"{name}.{what}.share": _format_number(_json_value(*row, "share_of_matmul"), ".0f", 100),
+            }
+    return figures
+
+
+def _rate(path: tuple[str | int, ...], library: Callable[[Any], str]) -> Callable[[], str]:
+    """Return what writes the examples a second of a library: one decimal below 100."""
+
+    def write() -> str:
+        row = _json_value(*path)()
+        value = row["per_second"][library(row)]
+        return format(value, ".1f" if value < 100 else ",.0f")
+
+    return write
+
+
+def _policy_figures() -> Mapping[str, Callable[[], str]]:
+    figures = {}
+    for name, case in (("recipe", "recipe"), ("defaults", "defaults of Stable-Baselines3")):
+        path = ("results/benchmarks/policies.json", "cases", case)
+        figures |= {
+            f"policies.{name}.{key}": _format_number(_json_value(*path, "steps_per_second", library), ",.0f")
+            for key, library in (("one", "one seed"), ("eight", "8 seeds"), ("peer", "stable_baselines3"))
+        }
+        figures[f"policies.{name}.ratio"] = _format_number(_json_value(*path, "ratio"), ".1f")
+        figures[f"policies.{name}.time"] = _format_number(_json_value(*path, "time_of_many_over_one"), ".1f")
+    return figures
+
+
+def _method_scores(study: str, sizes: str, methods: str) -> Mapping[str, Callable[[], str]]:
+    """Return the mean test accuracy of each method in percent, by examples a class."""
+    figures = {}
+    for size in sizes.split():
+        for method in methods.split():
+            read = _column_values(f"mechanisms_{study}.csv", "test", mechanism=method, per_class=size)
+            figures[f"{study}.{method}.{_size_name(size)}"] = _format_number(
+                lambda f=read: t_interval(f())[0], ".1f", 100
+            )
+    return figures
+
+
+def _method_gain(study: str, method: str, size: str) -> Mapping[str, Callable[[], str]]:
+    """Return the gain of a method over plain fine-tuning, paired by seed."""
+
+    def by_seed(name: str) -> dict[float, float]:
+        where = {"mechanism": name, "per_class": size}
+        seeds, tests = (_column_values(f"mechanisms_{study}.csv", column, **where)() for column in ("seed", "test"))
+        return dict(zip(seeds, tests, strict=True))
+
+    def gains() -> list[float]:
+        plain = by_seed("fine_tune")
+        return [value - plain[seed] for seed, value in by_seed(method).items()]
+
+    return {f"{study}.{method}.{_size_name(size)}.gain": _format_interval(gains, "points", "+")}
+
+
+def _size_name(size: str) -> str:
+    return "all" if size == "0" else size
+
+
+def _table_cell(file: str, heading: str, column: str, *keys: str) -> Callable[[], str]:
+    """Return what reads a cell of a record's Markdown: its row begins with ``keys``."""
+
+    def read() -> str:
+        text = (RESULTS / file).read_text(encoding="utf-8")
+        text = text.partition(f"## {heading}\n")[2] if heading else text
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"]
+        head = next(row for row in rows if column in row)
+        row = next(row for row in rows if row[: len(keys)] == list(keys))
+        return row[head.index(column)]
+
+    return read
+
+
 def _method_seconds(method: str) -> Mapping[str, Callable[[], str]]:
     """Return the shortest and the longest of the calls of ``fine_tune`` with MobileNetV2 and 20 images a class."""
     read = _column_values("fine_tuning.csv", "seconds", network="mobilenet_v2", per_class="20", method=method)
@@ -155,9 +267,12 @@ def _method_seconds(method: str) -> Mapping[str, Callable[[], str]]:
     }
 
 
+_TAU = ("transfer_distance/study.md", "What goes with the gain of fine-tuning")
+_TAU_PROBE = ("transfer_distance/study.md", "What goes with the gain of a logistic probe")
+_DEPTH = ("what_is_transferred/digits.md", "First d parts from the source")
+_RESET = ("what_is_transferred/digits.md", "One part of the fine-tuned network reset")
 _STARTS, _TEXT = "results/benchmarks/starts.json", "results/benchmarks/text.json"
 _PREDICTIONS = "results/benchmarks/predictions.json"
-_GPU, _GPU_BERT = "results/benchmarks/gpu.json", "results/benchmarks/gpu_bert.json"
 
 FIGURES: Mapping[str, Callable[[], str]] = {
     "digits.examples": _format_number(_json_value("expected.json", "recipes", "digits_resnet", "examples")),
@@ -170,10 +285,6 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "docs.gain": _expected_figure("docs_bert", "pretrained over scratch, f1", "points"),
     "starts.first": _format_number(_json_value(_STARTS, "cases", 0, "median", "first", "end")),
     "starts.second": _format_number(_json_value(_STARTS, "cases", 0, "median", "second", "end")),
-    "gpu.resnet50.forward": _format_number(_json_value(_GPU, "rows", 0, "ratio"), ".2f"),
-    "gpu.resnet50.step": _format_number(_json_value(_GPU, "rows", 1, "ratio"), ".2f"),
-    "gpu.bert.forward": _format_number(_json_value(_GPU_BERT, "rows", 0, "ratio"), ".2f"),
-    "gpu.bert.step": _format_number(_json_value(_GPU_BERT, "rows", 1, "ratio"), ".2f"),
     "text.length32": _format_number(_json_value(_TEXT, "rows", 0, "ratio"), ".2f"),
     "text.length128": _format_number(_json_value(_TEXT, "rows", 1, "ratio"), ".2f"),
     "text.buckets": _format_number(_json_value(_TEXT, "rows", 2, "share"), ".2f"),
@@ -197,6 +308,34 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     **_quality_figures("trec6", "accuracy"),
     **_quality_figures("sst2", "accuracy"),
     **_quality_figures("wikiann_en", "f1"),
+    **_application_figures(),
+    **_network_figures(),
+    **_policy_figures(),
+    **_method_scores("flowers", "5 20 0", "fine_tune scratch logistic still_norms parallel lora"),
+    **_method_gain("flowers", "parallel", "0"),
+    **_method_gain("flowers", "still_norms", "0"),
+    **_method_gain("flowers", "logistic", "0"),
+    **_method_scores("ct", "10 50", "fine_tune scratch logistic ridge"),
+    **_method_scores("sst2", "50", "fine_tune scratch logistic words_first lp_ft"),
+    **_method_gain("sst2", "words_first", "50"),
+    **_method_gain("sst2", "lp_ft", "50"),
+    **{
+        f"rl.{target}.area": _table_cell("rl_cartpole.md", "", "area ratio", target, "everything")
+        for target in ("heavy", "weak", "short", "long", "reversed")
+    },
+    **{
+        f"rl.breakout.{way}": _table_cell("rl_minatar.md", "", "area ratio", "breakout", way)
+        for way in ("trunk", "frozen_trunk")
+    },
+    **{f"tau.{score}": _table_cell(*_TAU, "weighted tau", score) for score in ("logme", "gbc", "otdd")},
+    **{f"tau.{score}.interval": _table_cell(*_TAU, "95 % interval", score) for score in ("logme", "gbc", "otdd")},
+    "tau.probe": _table_cell(*_TAU_PROBE, "weighted tau", "logistic_probe"),
+    "tau.probe.interval": _table_cell(*_TAU_PROBE, "95 % interval", "logistic_probe"),
+    "layers.scratch": _table_cell(*_DEPTH, "tuned", "0"),
+    "layers.all": _table_cell(*_DEPTH, "tuned", "4"),
+    "layers.frozen3": _table_cell(*_DEPTH, "frozen", "3"),
+    "layers.frozen4": _table_cell(*_DEPTH, "frozen", "4"),
+    "layers.reset": _table_cell(*_RESET, "start", "stage3"),
     **_box_figures("map"),
     **_box_figures("map50"),
 }

@@ -39,6 +39,12 @@ def test_tables_of_pages_find_what_they_name():
     assert "`adapt.kind='lora'`<br>`freeze.recipe='adapters'`" in site_tables.expand("<!-- mechanisms: lora -->")
     assert "| `index` | images | Images that an index.csv lists" in site_tables.expand("<!-- datasets: -->")
     assert "| `lora` | 39.7 ± 10.5<br>(+4.0 ± 5.6) |" in site_tables.expand("<!-- measured: lora -->")
+    results, folder = site_tables.expand("<!-- results: -->"), "../../experiments/results"
+    assert f"[article.json]({folder}/benchmarks/article.json)" in results
+    assert (
+        "![Seconds for a new head on a frozen ResNet50" in results and f"]({folder}/benchmarks/article.png)" in results
+    )
+    assert f"{{download}}`table <{folder}/rl_cartpole.md>`" in results and "](faults.md)" in results
 
 
 @pytest.mark.fast
