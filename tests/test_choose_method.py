@@ -184,9 +184,9 @@ def test_texts_are_not_augmented():
 @pytest.mark.parametrize(
     ("task", "changes", "words"),
     [
-        ("detection", {"method": "auto"}, "one class an example"),
-        ("image", {"method": "auto", "init.source": "random"}, "trained weights"),
-        ("image", {"method": "auto", "init.head": "logistic"}, "leave config.init.head out"),
+        ("detection", {"method": "auto"}, "one class per example"),
+        ("image", {"method": "auto", "init.source": "random"}, "pretrained weights"),
+        ("image", {"method": "auto", "init.head": "logistic"}, "leave config.init.head=new"),
         ("image", {"method": "auto", "epochs": 0.0}, "config.epochs=0"),
         ("image", {"method": "auto", "wise_ft": True, "init.head": "logistic"}, "config.wise_ft"),
         ("image", {"method": "auto", "phases": ({"name": "a", "epochs": 1.0},)}, "config.phases"),
@@ -226,7 +226,7 @@ def test_a_choice_becomes_a_configuration_like_any_other(chosen_run):
     assert "against the probe" in choice["reason"]
     assert learner.config.epochs == fields.get("epochs", 3.0)  # 0 if the probe has stayed
     assert learner.summary["choice"] == {"reason": choice["reason"], "tried": choice["tried"]}
-    assert "How the method was chosen" in learner.report().read_text()
+    assert "Choice of the method" in learner.report().read_text()
 
 
 @pytest.mark.slow

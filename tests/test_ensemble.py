@@ -136,7 +136,10 @@ def test_the_soup_is_the_network_of_mean_weights(folder, members, examples):
     values = np.asarray([[row["probabilities"][str(k)] for k in range(10)] for row in rows])
     report = read_json(folder / "ensemble.json")
     assert named(report, "soup")["loss"] == pytest.approx(log_loss(values, labels), rel=1e-3)
-    assert any("different random heads, so the soup is expected to fail" in note for note in report["notes"])
+    assert any(
+        "the soup is expected to fail, as the networks started from different random heads" in note
+        for note in report["notes"]
+    )
 
 
 def test_the_temperature_is_fitted_to_validation(folder, config, members, examples, tmp_path):
@@ -172,7 +175,7 @@ def test_another_set_is_tested_and_a_table_written(folder, members, examples, tm
     shown = learner.show_predictions(images[:2])
     assert [row["input"] for row in shown] == ["image 0", "image 1"]
     page = learner.report().read_text()
-    assert "What the ensemble adds" in page and "soup of their weights" in page and "Of the ensemble." in page
+    assert "<h2>Ensemble</h2>" in page and "soup of their weights" in page and "Of the ensemble." in page
 
 
 def test_what_needs_one_network_names_a_folder(folder, examples, tmp_path):
@@ -186,7 +189,7 @@ def test_what_needs_one_network_names_a_folder(folder, examples, tmp_path):
     for what, call in calls.items():
         with pytest.raises(UserError, match=f"{what.strip()} takes one network, not an ensemble of 3; .*member/seed5"):
             call()
-    with pytest.raises(UserError, match="has 3 networks; training starts from one of them, such as .*member/seed5"):
+    with pytest.raises(UserError, match="has 3 networks; set init.path to one of them, such as .*member/seed5"):
         training.train(small.config(("init.path", str(folder))), tmp_path / "run")
 
 
@@ -237,16 +240,16 @@ def test_equal_networks_are_called_so(tmp_path):
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ((("ensemble", 1),), r"config.ensemble=1: a single network is no ensemble; set it to 2 or more, or to 0"),
-        ((("ensemble", 2), ("seeds", (0, 1))), "config.ensemble trains with seeds of its own, .*; leave config.seeds"),
-        ((("ensemble", 2), ("arms", (("a", ()),))), "config.ensemble trains with seeds of its own"),
+        ((("ensemble", 1),), r"config.ensemble=1 is no ensemble; set it to 2 or more, or to 0"),
+        ((("ensemble", 2), ("seeds", (0, 1))), "config.ensemble sets its seeds, .*; leave config.seeds"),
+        ((("ensemble", 2), ("arms", (("a", ()),))), "config.ensemble sets its seeds"),
         ((("arms", (("a", (("ensemble", 2),)),)),), "arm 'a': config.ensemble is not for arms"),
         (
             (("task", "detection"), ("ensemble", 2)),
-            r"ensembles are for tasks with one class an example \(image or text\)",
+            r"ensembles need one class per example \(image or text\)",
         ),
-        ((("member", 1), ("ensemble", 2)), "config.member=1 is set in the runs of an ensemble"),
-        ((("member", 1),), "config.member=1: its ensemble begins with the seed -1"),
+        ((("member", 1), ("ensemble", 2)), "config.member=1 is set by config.ensemble in its runs"),
+        ((("member", 1),), "config.member=1: the first seed of its ensemble would be -1"),
         ((("ensemble", -1),), "config.ensemble=-1 must be at least 0"),
     ],
 )
@@ -261,7 +264,7 @@ def test_policies_are_no_ensembles():
     config = recipe.get_config("policy")
     recipe.policy(config)
     config.ensemble = 2
-    with pytest.raises(UserError, match="ensembles are for tasks with one class an example .*not config.task=policy"):
+    with pytest.raises(UserError, match="ensembles need one class per example .*config.task=policy lacks"):
         validate.validate(config)
 
 

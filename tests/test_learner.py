@@ -297,7 +297,7 @@ def test_people_are_learned_and_known_elsewhere(tmp_path):
     (after,) = tl_jax.load_learner(bundle, faces__known=tmp_path / "elsewhere").predict(moved, embeddings=True)
     assert after.label == before.label and after.details["same"] == before.details["same"]
     np.testing.assert_allclose(after.details["embedding"], before.details["embedding"], atol=1e-4)
-    with pytest.raises(UserError, match="faces.scale was decided when the run was trained"):
+    with pytest.raises(UserError, match="faces.scale: fixed when the run was trained"):
         tl_jax.load_learner(bundle, faces__scale=3.0)
 
 

@@ -117,10 +117,10 @@ def test_nothing_is_written_if_nothing_can_be_read(tmp_path):
 
 def test_an_output_that_is_an_input_or_no_table_is_refused(tmp_path):
     (tmp_path / "x.csv").write_text("text\nhello\n")
-    with pytest.raises(UserError, match="x.csv is an input, too"):
+    with pytest.raises(UserError, match="x.csv: also an input"):
         predictions.write(task(ROWS), None, [str(tmp_path / "x.csv")], tmp_path / "x.csv")
     assert (tmp_path / "x.csv").read_text() == "text\nhello\n"
-    with pytest.raises(UserError, match="p.xlsx must end in .csv or .jsonl"):
+    with pytest.raises(UserError, match="p.xlsx: unknown suffix; use .csv or .jsonl"):
         predictions.write(task(ROWS), None, ["x"], tmp_path / "p.xlsx")
 
 
@@ -189,7 +189,7 @@ def test_predictions_are_a_table_with_images_in_a_notebook(tmp_path):
     ("flags", "message"),
     [
         (["--mode=eval", "--output=x.csv"], "--output has an effect with --mode=predict only"),
-        (["--mode=predict", "--top=3"], "--top and --embeddings say what goes to --output"),
+        (["--mode=predict", "--top=3"], "--top and --embeddings apply to --output"),
     ],
 )
 def test_flags_that_have_no_effect_are_refused(flags, message):

@@ -1,4 +1,4 @@
-"""Transfer learning in JAX: use on one task what a model learned on another, and measure how well it went and why."""
+"""Transfer learning in JAX: fine-tune pretrained networks, and measure whether and why the transfer helps."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for by then: all of it takes seconds, and its own modules ask for the version alone."""
+    """Import a public name on first use: importing everything takes seconds, and submodules need only the version."""
     if name in _HOMES:
         module, attribute = _HOMES[name]
         return getattr(importlib.import_module(module), attribute)

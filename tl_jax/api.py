@@ -1,4 +1,4 @@
-"""Deprecated: calls of the command line as functions; ``tl_jax.Learner`` has them all as methods."""
+"""Deprecated functions of the command line's calls; use the methods of ``tl_jax.Learner``."""
 
 import warnings
 from collections.abc import Callable
@@ -18,7 +18,7 @@ warnings.warn("tl_jax.api is deprecated; use tl_jax.Learner(config, folder)", De
 
 
 def _method(name: str) -> Callable[..., Any]:
-    """Return a function that calls a method of the learner of a configuration and a folder."""
+    """Return a function that calls a method of the learner for a configuration and a folder."""
 
     def call(config: recipe.Config, folder: str | Path, *inputs: Any) -> Any:
         return getattr(Learner(config, folder), name)(*inputs)

@@ -1,6 +1,6 @@
-"""The command ``tl-jax``, and ``python run.py``: reads the flags and makes one call of a ``Learner``.
+"""The command ``tl-jax``, and ``python run.py``: parses the flags and calls one method of a ``Learner``.
 
-What users are told of it is in tl_jax/command_help.py.
+The help texts are in tl_jax/command_help.py.
 """
 
 import ast
@@ -32,14 +32,14 @@ CONFIG_DIR = PACKAGE / "config"
 STORED_RECIPE = CONFIG_DIR / "stored.py"
 MODES = ("train", "eval", "predict", "export", "preview", "find_lr", "play", "explain", "report")
 INPUT_MODES = ("predict", "explain")  # modes that take --input
-ASKING_MODES = (*INPUT_MODES, "play")  # modes that ask a run, and an export as well
-BUNDLE_FILE, BUNDLE_RUN = "bundle.json", "run"  # of an export: what it is, and the folder with files of its run
+ASKING_MODES = (*INPUT_MODES, "play")  # modes that run a trained network, or an export
+BUNDLE_FILE, BUNDLE_RUN = "bundle.json", "run"  # of an export: its description, and the folder of the run's files
 LOADING = "loading JAX and the recipe"
-INCOMPLETE = 1  # exit status where predictions are written, but some files could not be read
+INCOMPLETE = 1  # exit status if some inputs of --mode=predict could not be read
 
 
 def main() -> None:
-    """Run the command: what ``tl-jax`` and ``run.py`` call."""
+    """Run the command line."""
     if command_help.shows_help(sys.argv):
         command.show(command_help.short_help())
         return
@@ -49,32 +49,31 @@ def main() -> None:
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Define the flags."""
-    config_flags.DEFINE_config_file("config", None, "Recipe[:VARIANT]; digits_resnet if empty.", flag_values=values)
-    flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME-HASH if empty.", flag_values=values)
-    flags.DEFINE_enum("mode", "train", MODES, "What to do; see the modes above.", flag_values=values)
+    config_flags.DEFINE_config_file("config", None, "Recipe[:VARIANT]; default digits_resnet.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME-HASH.", flag_values=values)
+    flags.DEFINE_enum("mode", "train", MODES, "Action; see the modes above.", flag_values=values)
     flags.DEFINE_bool(
         "distributed",
         False,
-        "Train with several processes, which SLURM, a TPU slice or JAX_* variables describe; see "
-        "docs/pages/devices.md.",
+        "Train with several processes, described by SLURM, a TPU slice or JAX_* variables; see docs/pages/devices.md.",
         flag_values=values,
     )
     flags.DEFINE_multi_string(
         "input",
         [],
         "Input of --mode=predict and explain: an image, a folder of images, a sentence, a file of texts, or a table "
-        "with a column named file. Repeatable.",
+        "with a column file. Repeatable.",
         flag_values=values,
     )
     flags.DEFINE_string(
         "data",
         None,
-        "Another labelled data set with the classes of the run: --mode=eval tests all its examples and writes "
+        "Another labelled data set with the classes of the run; --mode=eval evaluates all its examples and writes "
         "evaluations/NAME.json.",
         flag_values=values,
     )
     flags.DEFINE_string(
-        "output", None, "Table for --mode=predict, .csv or .jsonl, with a row for each input.", flag_values=values
+        "output", None, "Table of --mode=predict, .csv or .jsonl, with one row per input.", flag_values=values
     )
     flags.DEFINE_integer(
         "top", None, "Write only the N most likely classes to --output.", lower_bound=1, flag_values=values
@@ -82,13 +81,13 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_bool(
         "embeddings", False, "Write the features of each input to a file next to --output.", flag_values=values
     )
-    flags.DEFINE_multi_string(  # which ``command.run`` has read and taken out by now
-        "import", [], "Module that registers your own networks, tasks and so on. Repeatable.", flag_values=values
+    flags.DEFINE_multi_string(  # read and removed by ``command.run`` before
+        "import", [], "Module that registers your own networks, tasks, .... Repeatable.", flag_values=values
     )
 
 
 def run_mode(_: list[str]) -> int:
-    """Make one call of the ``Learner``, as the flags say, and return the exit status."""
+    """Call the method of the ``Learner`` that the flags select, and return the exit status."""
     with show_elapsed(LOADING):
         if flags.FLAGS.mode == "train":
             import_tensorboard()
@@ -100,7 +99,7 @@ def run_mode(_: list[str]) -> int:
     args = flags.FLAGS
     if args.distributed:
         sharding.join_processes()
-    logging.set_verbosity(logging.WARNING)  # orbax tells a page about each checkpoint at the level INFO
+    logging.set_verbosity(logging.WARNING)  # orbax logs a page per checkpoint at level INFO
     silence_orbax()
     workdir = Path(args.workdir or default_workdir(args.config))
     _check_flags(args, workdir)
@@ -118,7 +117,7 @@ def run_mode(_: list[str]) -> int:
 
 
 def _check_flags(args: Any, workdir: Path) -> None:
-    """Refuse flags that have no effect in a mode, and modes that an export does not have."""
+    """Refuse flags that the mode does not use, and modes that an export lacks."""
     if args.input and args.mode not in INPUT_MODES:
         raise UserError(f"--input has an effect with --mode={' and '.join(INPUT_MODES)} only")
     if args.data and args.mode != "eval":
@@ -126,16 +125,16 @@ def _check_flags(args: Any, workdir: Path) -> None:
     if args.output and args.mode != "predict":
         raise UserError("--output has an effect with --mode=predict only")
     if (args.top or args.embeddings) and not args.output:
-        raise UserError("--top and --embeddings say what goes to --output; pass --output=FILE.csv, too")
+        raise UserError("--top and --embeddings apply to --output; pass --output=FILE.csv")
     if (workdir / BUNDLE_FILE).is_file() and not (args.mode in ASKING_MODES or args.data):
         raise UserError(
-            f"{workdir} is an export: --mode={' or '.join(ASKING_MODES)} work, and --mode=eval with --data; for the "
-            "rest pass the --workdir of the run"
+            f"{workdir} is an export, which has --mode={', '.join(ASKING_MODES)}, and eval with --data; for other "
+            "modes pass the --workdir of its run"
         )
 
 
 def _predict(learner: Any, args: Any) -> int:
-    """Show the predictions, or write them to ``--output``; a damaged input makes the exit status ``INCOMPLETE``."""
+    """Show the predictions, or write them to ``--output``; return ``INCOMPLETE`` if an input is damaged, else 0."""
     if args.output:
         damaged = learner.write_predictions(args.input, args.output, args.top, args.embeddings).damaged
     else:
@@ -144,13 +143,13 @@ def _predict(learner: Any, args: Any) -> int:
 
 
 def _evaluate(learner: Any, data: str | None) -> None:
-    """Print the metrics of the run, or of another labelled set beside the run's own, as JSON."""
+    """Print the metrics of the run, or of another labelled data set and of the run, as JSON."""
     from tl_jax.final_report import write_final_report
     from tl_jax.train.workdir import finite
 
     if not data:
         print(json.dumps(finite(learner.test()), indent=2))
-        print(write_final_report(learner.workdir), file=sys.stderr)  # what goes to stdout is JSON
+        print(write_final_report(learner.workdir), file=sys.stderr)  # stdout is JSON
         return
     metrics, own = learner.evaluate(data), learner.summary
     shown = {"metrics": dict(metrics), "examples_evaluated": metrics.examples, "intervals95": metrics.intervals}
@@ -159,7 +158,7 @@ def _evaluate(learner: Any, data: str | None) -> None:
 
 
 def import_tensorboard() -> None:
-    """Import tensorboardX without PyTorch, which it would import where that is installed, in 2 s and 0.7 GB."""
+    """Import tensorboardX without PyTorch, which it imports if installed (2 s, 0.7 GB)."""
     hide_torch = "torch" not in sys.modules
     if hide_torch:
         sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
@@ -171,19 +170,19 @@ def import_tensorboard() -> None:
 
 
 def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Parse the flags into ``values``, turning what the libraries raise about them into one line."""
+    """Parse the flags into ``values``; turn errors of the libraries into one line."""
     if command_help.shows_full_help(argv):
         command.show(command_help.full_help(flag_meanings(values)))
         sys.exit()
     argv = with_recipe_flag(argv)
     original_argv = sys.argv
     try:
-        with show_elapsed(LOADING), _collect_renamed_fields():  # a recipe imports most of what training needs
+        with show_elapsed(LOADING), _collect_renamed_fields():  # a recipe imports most of the library
             argv = [_current_flag_name(arg) for arg in argv]
             phase_args = [arg for arg in argv if arg.lstrip("-").startswith("config.phases[")]
             other_args = [arg for arg in argv if arg not in phase_args]
             check_fields(argv)
-            sys.argv = other_args  # where the flag of the recipe looks for the fields that are set
+            sys.argv = other_args  # ml_collections looks here for fields that are set
             remaining = values(other_args)
             for arg in phase_args:
                 set_in_phase(values["config"].value, arg)
@@ -193,27 +192,27 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
         if e.name not in ("configs", "configs.base", "configs.fields", "configs.mechanisms"):
             raise
         raise UserError(
-            f"{e}: what recipes start from is `from tl_jax.config import recipe` now, fields are in "
-            "tl_jax.config.schema, methods in tl_jax.transfer.methods; change the import in the recipe"
+            f"{e}: recipes import `from tl_jax.config import recipe` since 0.2 (fields: tl_jax.config.schema, methods: "
+            "tl_jax.transfer.methods); change the import in the recipe"
         ) from None
     except (AttributeError, KeyError, TypeError, ValueError) as e:
-        location = _blamed_line(e) or "a flag does not fit the configuration"
+        location = _blamed_line(e) or "a flag does not match the configuration"
         raise UserError(f"{location}: {e}".replace("\n", "; ")) from None
     finally:
         sys.argv = original_argv
     if remaining[1:]:
-        raise UserError(f"unexpected argument {remaining[1]!r}; every option is written --name=value")
+        raise UserError(f"unexpected argument {remaining[1]!r}; write options as --name=value")
     return remaining
 
 
 def flag_meanings(values: flags.FlagValues) -> dict[str, str]:
-    """Return name -> meaning of the flags that ``define_flags`` has defined."""
+    """Return name -> meaning of the flags of ``define_flags``."""
     defined = values.flags_by_module_dict()[__name__]
-    return {flag.name: (flag.help or "").partition(";\n")[0] for flag in defined}  # absl adds that it may be repeated
+    return {flag.name: (flag.help or "").partition(";\n")[0] for flag in defined}  # absl appends a note on repetition
 
 
 def _blamed_line(error: Exception) -> str:
-    """Return "FILE:LINE" of the recipe, or the module of the user's, in which an error arose; "" if it was in none."""
+    """Return "FILE:LINE" of the recipe or user module that raised an error; "" if it arose elsewhere."""
     others = {"ml_collections", "absl", "importlib"}
     program = getattr(sys.modules["__main__"], "__file__", None)
 
@@ -228,7 +227,7 @@ def _blamed_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _collect_renamed_fields() -> Iterator[None]:
-    """Say in one line which fields were used under old names; other warnings are shown as ever, afterwards."""
+    """Collect the warnings about old field names into one line; show other warnings afterwards."""
     from tl_jax.config.renames import RenamedField
 
     with warnings.catch_warnings(record=True) as caught:
@@ -245,7 +244,7 @@ def _collect_renamed_fields() -> Iterator[None]:
 
 
 def _current_flag_name(arg: str) -> str:
-    """Return a flag ``--config.FIELD`` or ``--config.FIELD=VALUE`` under the field's name of today."""
+    """Return a flag ``--config.FIELD`` or ``--config.FIELD=VALUE`` with the current name of the field."""
     from tl_jax.config import renames
 
     name, equals, value = arg.partition("=")
@@ -254,7 +253,7 @@ def _current_flag_name(arg: str) -> str:
 
 
 def set_in_phase(config: Any, arg: str) -> None:
-    """Set what ``--config.phases[I].FIELD=VALUE`` says; the library's own flags know only the fields that are there."""
+    """Apply ``--config.phases[I].FIELD=VALUE``; ml_collections can only set fields that the phase already has."""
     from tl_jax.config import recipe
 
     name, equals, value = arg.lstrip("-").partition("=")
@@ -271,9 +270,9 @@ def set_in_phase(config: Any, arg: str) -> None:
 
 
 def with_recipe_flag(argv: list[str]) -> list[str]:
-    """Return the arguments with one ``--config=FILE`` among them: a file as seen from here, or one that is shipped.
+    """Return the arguments with one ``--config=FILE``, a file or a shipped recipe.
 
-    Without the flag it is the embedded default, or, for every mode but train, that of the run itself.
+    Without the flag it is the default recipe, or, for every mode but train, the stored one of the run.
     """
     arguments, values, remaining = [argv[0]], {}, iter(argv[1:])
     for arg in remaining:
@@ -294,12 +293,12 @@ def with_recipe_flag(argv: list[str]) -> list[str]:
         values["config"] = f"{STORED_RECIPE}:{folder}" if has_config else str(DEFAULT_RECIPE)
     else:
         values["config"] = find_recipe(values["config"])
-    # The recipe must come before the fields that are set in it.
+    # The recipe must precede the fields that are set in it.
     return [arguments[0], *(f"--{name}={value}" for name, value in sorted(values.items())), *arguments[1:]]
 
 
 def find_recipe(recipe: str) -> str:
-    """Return ``FILE:VARIANT``: a file that is there, or the recipe shipped as NAME, NAME.py or configs/NAME.py."""
+    """Return ``FILE:VARIANT``: an existing file, or the recipe shipped as NAME, NAME.py or configs/NAME.py."""
     file, separator, variant = recipe.partition(":")
     if not Path(file).is_file():
         name = Path(file).name if Path(file).parent.name in ("", "configs") else file
@@ -311,7 +310,7 @@ def find_recipe(recipe: str) -> str:
 
 
 def check_fields(argv: list[str]) -> None:
-    """Refuse a recipe that is not there, and fields that its kind of task does not have; name the nearest."""
+    """Raise a UserError with the nearest names for a missing recipe, or fields that its task does not have."""
     from tl_jax.config import recipe, schema
 
     config_arg = next(arg for arg in argv if arg.startswith("--config="))
@@ -323,9 +322,7 @@ def check_fields(argv: list[str]) -> None:
     for path in paths:
         if path == "task":
             names = ", ".join(sorted(file.stem for file in RECIPES_DIR.glob("[a-z]*.py")))
-            raise UserError(
-                f"the recipe decides about config.task; choose one that has this task, with --config={names}"
-            )
+            raise UserError(f"config.task is set by the recipe; choose a recipe with this task, with --config={names}")
         if phase := re.fullmatch(r"(phases\[\d+\]\.)(.*)", path):
             schema.check_known(phase[2], recipe.PHASE_FIELDS, f"config.{phase[1]}")
     for path in (path for path in paths if not path.startswith("phases[")):
@@ -335,7 +332,7 @@ def check_fields(argv: list[str]) -> None:
 
 @functools.cache
 def _read_recipe(config_arg: str) -> Any:
-    """Return the configuration that ``--config=FILE:VARIANT`` names, before any field of it is set."""
+    """Return the configuration of ``--config=FILE:VARIANT``, before its fields are set."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
     original_argv, sys.argv = sys.argv, [sys.argv[0], config_arg]

@@ -1,6 +1,6 @@
 """Help of the command line: one screen for ``--help``, and every flag and field for ``--helpfull``.
 
-The screen is text alone, so that it appears before JAX is imported.
+The short help is a constant text, so that it appears before JAX is imported.
 """
 
 import textwrap
@@ -42,47 +42,47 @@ modes, each with an example:
 common flags and fields:
   --config=RECIPE[:VARIANT]  a file, or the name of a shipped recipe (default: digits_resnet)
   --workdir=DIR              folder of the run (default: runs/NAME-HASH)
-  --input=INPUT              what to predict or explain: a file, folder or text; repeatable
+  --input=INPUT              input to predict or explain: a file, folder or text; repeatable
   --output=FILE              table of predictions, .csv or .jsonl
   --config.data.dir=DIR      folder of the data
   --config.model.name=NAME   network, such as resnet50 or mobilenet_v2
   --config.epochs=N          passes over the training examples
-  --config.batch_size=N      examples a step
+  --config.batch_size=N      examples per step
   --config.optim.lr=RATE     peak learning rate
   --config.seed=N            random seed
 
 recipes:
 {recipes}
 
---helpfull lists all flags and fields. docs/pages/start.md is where the documentation begins.
+--helpfull lists all flags and fields. The documentation starts at docs/pages/start.md.
 """
 
 
 def shows_help(argv: list[str]) -> bool:
-    """Return whether arguments ask for the screen of ``--help``."""
+    """Return whether the arguments request the short help."""
     return any(argument in ("--help", "-help", "-h", "-?", "--helpshort") for argument in argv[1:])
 
 
 def shows_full_help(argv: list[str]) -> bool:
-    """Return whether arguments ask for all flags and fields."""
+    """Return whether the arguments request all flags and fields."""
     return any(argument in ("--helpfull", "-helpfull") for argument in argv[1:])
 
 
 def examples() -> str:
-    """Return the commands that ``--help`` shows, one a line."""
+    """Return the example commands of ``--help``, one per line."""
     return "\n".join(line.strip() for line in SCREEN.splitlines() if line.strip().startswith("tl-jax --"))
 
 
 def short_help() -> str:
-    """Return what ``--help`` shows."""
+    """Return the text of ``--help``."""
     return SCREEN.format(recipes=_indent(", ".join(sorted(path.stem for path in recipes_dir().glob("[a-z]*.py"))), 2))
 
 
 def full_help(flags: Mapping[str, str]) -> str:
-    """Return the screen of ``--help``, all flags, and all fields by group in the order of the documentation.
+    """Return the text of ``--helpfull``: the short help, all flags, and all fields by group.
 
     Args:
-        flags: name of a flag -> what it does.
+        flags: name of a flag -> its meaning.
     """
     from tl_jax.config.schema import PHASE_FIELDS, all_fields  # which import JAX
     from tl_jax.train.task import TASKS
@@ -99,12 +99,12 @@ def full_help(flags: Mapping[str, str]) -> str:
     ]
     sections = ["flags:\n" + "\n".join(_entry(f"--{name}", meaning) for name, meaning in flags.items())]
     sections += [f"fields{f' of {name}' if name else ''}:\n" + "\n".join(rows) for name, rows in groups.items()]
-    closing = "The flags of absl work, too, such as --pdb_post_mortem, --run_with_profiling and --flagfile=FILE.\n"
+    closing = "absl flags also work, such as --pdb_post_mortem, --run_with_profiling and --flagfile=FILE.\n"
     return "\n\n".join([short_help().rstrip(), *sections, closing])
 
 
 def _describe_field(name: str, field: "Field", tasks: list[str]) -> str:
-    """Return the entry of a field: name, default, meaning, choices, and the tasks that have it (none named: all)."""
+    """Return the entry of a field: name, default, meaning, choices, and its tasks (none named: all)."""
     choices = [str(choice) for choice in (field.choices() if callable(field.choices) else field.choices) if choice]
     meaning = field.doc + (f"; one of {', '.join(choices)}" if choices else "")
     return _entry(f"{name}={field.default!r}", meaning + (f" [task: {', '.join(tasks)}]" if tasks else ""))
@@ -115,6 +115,6 @@ def _entry(head: str, meaning: str) -> str:
 
 
 def _indent(text: str, columns: int) -> str:
-    """Return ``text`` in lines of at most ``WIDTH``, each after so many spaces."""
+    """Return ``text`` wrapped to ``WIDTH`` columns, indented by ``columns`` spaces."""
     indent = " " * columns
     return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False)

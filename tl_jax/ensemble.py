@@ -1,9 +1,9 @@
-"""Ensembles: networks of one configuration, trained with one seed after another, whose probabilities are averaged.
+"""Ensembles: networks of one configuration trained with consecutive seeds, whose probabilities are averaged.
 
 The log loss of the mean is at most the mean of the log losses (Jensen), and the accuracy is usually higher: deep
-ensembles, Lakshminarayanan et al. 2017, arXiv:1612.01474. ``measure`` tells what each step adds on the test split: the
-soup of all weights (Wortsman et al. 2022, arXiv:2203.05482), the mean of the probabilities, mirrored views of images,
-and a temperature that is fitted to the mean (Guo et al. 2017, arXiv:1706.04599). Nothing is chosen by the test split.
+ensembles, Lakshminarayanan et al. 2017, arXiv:1612.01474. ``measure`` compares on the test split: the soup of weights
+(Wortsman et al. 2022, arXiv:2203.05482), the mean of the probabilities, mirrored views of images, and a temperature
+fitted to the mean (Guo et al. 2017, arXiv:1706.04599). Nothing is selected on the test split.
 """
 
 import itertools
@@ -29,7 +29,7 @@ from tl_jax.transfer.weight_averaging import uniform_soup
 from tl_jax.utils.errors import UserError
 
 FILE = "ensemble.json"
-ONE_VIEW, MIRRORED = 1, 2  # views of an image that are averaged: itself, and its mirror image, too
+ONE_VIEW, MIRRORED = 1, 2  # averaged views of an image: itself, or itself and its mirror image
 VIEW_NAMES = {MIRRORED: "mirrored views", 10: "ten views"}
 SPLITS = ("train", "validation", "test")
 
@@ -38,9 +38,9 @@ class Ensemble(NamedTuple):
     """The networks of an ensemble.
 
     Attributes:
-        task: of the first one.
-        networks: their variables.
-        steps: that these are of.
+        task: task of the first network.
+        networks: variables of each network.
+        steps: training step of each network.
     """
 
     task: Task
@@ -49,14 +49,14 @@ class Ensemble(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What an ensemble shows on the test split.
+    """Evaluation of an ensemble on the test split.
 
     Attributes:
         ensemble: its networks.
-        result: of its final predictions.
-        held_out: its final predictions for the validation split; None if that is empty.
-        calibration: its temperature, with calibration error and loss without it and with it; {} if it has none.
-        report: what each step adds, for ``ensemble.json``.
+        result: evaluation of its final predictions.
+        held_out: its final predictions on the validation split; None if that is empty.
+        calibration: temperature, and calibration error and loss before and after; {} without calibration.
+        report: comparison of single networks, soup and ensemble, for ``ensemble.json``.
     """
 
     ensemble: Ensemble
@@ -67,28 +67,29 @@ class Measured(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A way to predict: its name, and what it says of the test split; of several networks by themselves, each."""
+    """A way to predict: its name and its test predictions, one entry per network that predicts on its own."""
 
     name: str
     predictions: Sequence[Predictions]
 
 
 def runs(config: RunConfig, folder: Path) -> list[tuple[Path, RunConfig]]:
-    """Return the folder and the configuration of each network of an ensemble."""
+    """Return the folder and the configuration of each network."""
     members = recipe.comparison_runs(config)
     return [(folder / arm / f"seed{seed}", schema.freeze(run)) for arm, seed, run in members]
 
 
 def open_networks(config: RunConfig, folder: Path, data: bool) -> Ensemble:
-    """Return the networks of an ensemble, from its folder.
+    """Load the networks of an ensemble from its folder.
 
     Args:
-        config: of the ensemble.
-        folder: of it.
-        data: whether the task is to have its examples.
+        config: configuration of the ensemble.
+        folder: folder of the ensemble.
+        data: whether the task loads its examples.
 
     Raises:
-        UserError: one of them is not trained, or has seen other data than the first; or the folder is of another run.
+        UserError: a network is not trained or was trained on other data than the first, or the folder is of another
+            run.
     """
     workdir.check_owner(folder, schema.to_dict(config), schema.unused_fields(config.task))
     members = runs(config, folder)
@@ -100,16 +101,16 @@ def open_networks(config: RunConfig, folder: Path, data: bool) -> Ensemble:
 
 
 def _first_task(config: RunConfig, folder: Path) -> Task:
-    """Return the task of the first network with its examples, which are those of all."""
+    """Return the task of the first network with its examples, which all networks share."""
     path, run = runs(config, folder)[0]
     return task_with_data(run, path)
 
 
 def _check_same_data(folders: Sequence[Path]) -> None:
-    """Refuse networks with other splits than the first, or with other outputs for the same classes.
+    """Refuse networks with other splits, or another order of classes, than the first.
 
-    The test examples of one might have trained another, and a mean over different classes is none. Fingerprints of the
-    data do not depend on the order of their classes.
+    Otherwise a test example of one network could be a training example of another, and outputs of different classes
+    would be averaged. Fingerprints of the data do not depend on the order of the classes.
     """
     first, *others = [workdir.stored_facts(folder) for folder in folders]
     for folder, facts in zip(folders[1:], others, strict=True):
@@ -124,12 +125,12 @@ def _check_same_data(folders: Sequence[Path]) -> None:
 
 
 def load(config: RunConfig, folder: Path, data: bool = False) -> tuple[Task, Members, int]:
-    """Return the task of an ensemble, its networks with their temperature, and the step of the first one.
+    """Return the task of an ensemble, its networks with their temperature, and the step of the first network.
 
     Args:
-        config: of the ensemble.
-        folder: of it.
-        data: whether the task is to have its examples.
+        config: configuration of the ensemble.
+        folder: folder of the ensemble.
+        data: whether the task loads its examples.
     """
     ensemble = open_networks(config, folder, data)
     temperature = _load_temperature(config, folder, ensemble) if _calibrates(config) else 1.0
@@ -141,7 +142,7 @@ def _calibrates(config: RunConfig) -> bool:
 
 
 def _load_temperature(config: RunConfig, folder: Path, ensemble: Ensemble) -> float:
-    """Return the temperature of a finished ensemble; it is fitted anew if it belongs to other checkpoints."""
+    """Return the temperature of a finished ensemble; refit it if it belongs to other checkpoints."""
     summary = read_summary(folder)
     if tuple(summary.get("tested_steps", ())) == ensemble.steps:
         return fitted_values(summary).get("temperature", 1.0)
@@ -150,21 +151,21 @@ def _load_temperature(config: RunConfig, folder: Path, ensemble: Ensemble) -> fl
 
 
 def _predict(task: Task, networks: Sequence[Any], split: str) -> list[Predictions]:
-    """Return what each network says of a split."""
+    """Return the predictions of each network on a split."""
     return [evaluate(task, network, split, final=True).evaluation.predictions for network in networks]
 
 
 def _held_out(task: Task, networks: Sequence[Any]) -> Predictions | None:
-    """Return the mean of what networks say of the validation split, which none was trained on; None if it is empty."""
+    """Return the mean predictions on the validation split; None if it is empty."""
     return average(_predict(task, networks, "validation")) if task.sizes.get("validation") else None
 
 
 def measure(config: RunConfig, folder: Path) -> Measured:
-    """Test a trained ensemble, and each step that leads to it, on the same examples.
+    """Evaluate a trained ensemble, and the simpler ways to predict it is compared with, on the same examples.
 
     Args:
-        config: of the ensemble.
-        folder: of it.
+        config: configuration of the ensemble.
+        folder: folder of the ensemble.
     """
     ensemble = open_networks(config, folder, data=True)
     task, networks, _ = ensemble
@@ -191,7 +192,7 @@ def measure(config: RunConfig, folder: Path) -> Measured:
 
 
 def _variants(task: Task, views: int) -> dict[int, Task]:
-    """Return the task by the number of views that it averages, of those that are compared, the fewest first."""
+    """Return number of averaged views -> task, for each number that is compared, in increasing order."""
     counts = sorted({ONE_VIEW, MIRRORED, views})
     variants = {count: task if count == views else task.with_views(count) for count in counts}
     return {count: variant for count, variant in variants.items() if variant is not None}
@@ -200,13 +201,13 @@ def _variants(task: Task, views: int) -> dict[int, Task]:
 def _rows(
     ensemble: Ensemble, tested: Mapping[int, list[Predictions]], views: int, temperature: float | None
 ) -> list[Row]:
-    """Return the ways to predict, a step after another; the last one has the temperature if there is one.
+    """Return the compared ways to predict; the last one is calibrated if there is a temperature.
 
     Args:
         ensemble: the networks.
-        tested: what each of them says of the test split, by the number of views.
-        views: that the run averages.
-        temperature: fitted to validation, with as many views; None for none.
+        tested: number of views -> test predictions of each network.
+        views: number of views of the configuration.
+        temperature: fitted to the validation split with ``views``; None for none.
     """
     task = ensemble.task.with_views(ONE_VIEW) or ensemble.task
     count = len(ensemble.networks)
@@ -223,20 +224,20 @@ def _rows(
 
 
 def _name(count: int, views: int) -> str:
-    """Return the name of an ensemble of so many networks, each of which averages so many views."""
+    """Return the name of an ensemble of ``count`` networks that each average ``views`` views."""
     return f"ensemble of {count}" + ("" if views == ONE_VIEW else f", {VIEW_NAMES[views]}")
 
 
 def _merged(variables: Any, config: Any) -> dict[str, Any]:
-    """Return variables with adapters of low rank added into the kernels: means of factors are no factors of means."""
+    """Return variables with low-rank adapters merged into the kernels; averaging the factors would be wrong."""
     return {**variables, "params": adapters.merge(variables["params"], config.adapt)}
 
 
 def _compare(rows: Sequence[Row], groups: Sequence[int] | None) -> dict[str, Any]:
-    """Return the metrics of each row, and its differences to the first, which is the mean over networks.
+    """Return the metrics of each row, and its differences to the first, the mean over networks.
 
-    A difference has the 95 % interval by sampling of test examples, or of whole groups of them, paired by example. The
-    networks are taken as they are, so that the chance of their training is not in it.
+    A difference has a 95 % interval from a paired bootstrap over test examples, or over groups of them. The networks
+    are fixed, so the interval does not include the variance of training.
     """
     drawn = None if groups is None else np.asarray(groups)
     values = [_example_values(row.predictions) for row in rows]
@@ -249,13 +250,13 @@ def _compare(rows: Sequence[Row], groups: Sequence[int] | None) -> dict[str, Any
 
 
 def _scores(*predictions: Predictions) -> dict[str, Any]:
-    """Return accuracy, log loss in nats and calibration error, means over networks."""
+    """Return accuracy, log loss in nats and expected calibration error, as means over networks."""
     values = {name: float(each.mean()) for name, each in _example_values(predictions).items()}
     return {**values, "ece": float(np.mean([classification.reliability_bins(*each).ece for each in predictions]))}
 
 
 def _example_values(predictions: Sequence[Predictions]) -> dict[str, np.ndarray]:
-    """Return whether each test example (N,) is classified rightly, and its log loss in nats, means over networks."""
+    """Return accuracy and log loss in nats of each test example (N,), as means over networks."""
     return {
         "accuracy": np.mean([each.probabilities.argmax(1) == each.labels for each in predictions], axis=0),
         "loss": -np.mean([classification.log_likelihoods(*each) for each in predictions], axis=0),
@@ -264,36 +265,36 @@ def _example_values(predictions: Sequence[Predictions]) -> dict[str, np.ndarray]
 
 def _difference(differences: np.ndarray, groups: np.ndarray | None) -> dict[str, float]:
     if groups is not None and len(np.unique(groups)) < 2:
-        return {"mean": float(differences.mean())}  # one patient says nothing of others
+        return {"mean": float(differences.mean())}  # a single group gives no interval
     low, high = paired_interval(differences, groups)
     return {"mean": float(differences.mean()), "low": low, "high": high}
 
 
 def _disagreement(predictions: Sequence[Predictions]) -> float:
-    """Return the share of test examples that two of the networks take for different classes, mean over pairs."""
+    """Return the share of test examples on which two networks predict different classes, averaged over pairs."""
     pairs = itertools.combinations([each.probabilities.argmax(1) for each in predictions], 2)
     return float(np.mean([(one != other).mean() for one, other in pairs]))
 
 
 def _notes(config: Any, folders: Sequence[Path], lacks_validation: bool) -> list[str]:
-    """Return what is to be said of the rows."""
+    """Return remarks on the rows."""
     notes, start = [], _random_start(config)
     if len({read_summary(folder).get("parameters_sha256") for folder in folders}) == 1:
         notes.append(
-            "all networks are the same, since nothing in their training depends on the seed, as with a fitted head "
-            "alone; an ensemble adds nothing: train more of the network, or one run"
+            "all networks are the same, because nothing in their training is random (as with a fitted head "
+            "only); train more of the network, or set config.ensemble=0"
         )
     elif start:
-        remedy = "; config.init.head=logistic gives them one start" if start == "heads" else ""
-        notes.append(f"the networks started from different random {start}, so the soup is expected to fail{remedy}")
+        remedy = "; set config.init.head=logistic to start from the same head" if start == "heads" else ""
+        notes.append(f"the soup is expected to fail, as the networks started from different random {start}{remedy}")
     if lacks_validation:
-        notes.append("no temperature was fitted: there is no validation split; raise config.data.validation for one")
+        notes.append("no temperature was fitted, as there is no validation split; raise config.data.validation")
     return notes
 
 
 def _random_start(config: Any) -> str:
-    """Return which weights the networks start from differ by seed; soups need runs from one start, arXiv:2203.05482."""
+    """Return the weights that differ at the start; soups need runs from one start, arXiv:2203.05482."""
     if config.init.source == "random":
         return "weights"
-    # Adapters of low rank add nothing at the start, whatever is drawn for them.
+    # Low-rank adapters start at zero, whatever their random factor.
     return "heads" if config.init.head == "new" else "adapters" if config.adapt.kind == "bottleneck" else ""

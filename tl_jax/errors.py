@@ -6,4 +6,4 @@ from tl_jax.utils.errors import Diverged, Preempted, UserError
 
 __all__ = ["Diverged", "Preempted", "UserError"]
 
-warnings.warn("tl_jax.errors is tl_jax.utils.errors now", DeprecationWarning, stacklevel=2)
+warnings.warn("tl_jax.errors is deprecated; import tl_jax.utils.errors", DeprecationWarning, stacklevel=2)

@@ -1,4 +1,4 @@
-"""The page of a run, ``report.html``, from the files in its folder."""
+"""Write ``report.html``, the report of a run, from the files in its folder."""
 
 import json
 import shlex
@@ -19,7 +19,7 @@ REPORT_NAME = "report.html"
 
 
 def write_report(folder: Path) -> tuple[Path, str]:
-    """Write the page; return where, and what to say of it: what could not be read, and where it is."""
+    """Write the report; return its path, and a message with its path and the files that could not be read."""
     results = read_results(folder)
     config = schema.freeze(stored.get_config(str(folder)))
     run = results.first[0]
@@ -31,12 +31,12 @@ def write_report(folder: Path) -> tuple[Path, str]:
         results = results._replace(description=_describe_run(config, facts, folder), changed_fields=changed_fields)
         path = run_report.write_report(folder / REPORT_NAME, results)
     except OSError as e:
-        raise UserError(f"cannot read {e.filename} ({e.strerror}); restore it, or delete it") from None
+        raise UserError(f"{e.filename}: cannot be read ({e.strerror}); restore it, or delete it") from None
     return path, "\n".join([*(f"WARNING: not shown: {problem}" for problem in results.problems), f"report: {path}"])
 
 
 def write_final_report(folder: str | Path) -> str:
-    """Write the page of a run that has ended, and return what to say; without it the results are worth no less."""
+    """Write the report of a finished run and return a message; failing to write it does not fail the run."""
     if not sharding.is_first_process():
         return ""
     try:
@@ -46,7 +46,7 @@ def write_final_report(folder: str | Path) -> str:
 
 
 def _read_facts(run: RunResult, problems: list[str]) -> dict[str, Any]:
-    """Return the facts of a run, {} where they are wrong, which is added to the problems."""
+    """Return the facts of a run; if they are damaged, return {} and append to ``problems``."""
     try:
         return read_facts(run.folder) if run.facts else read_summary(run.folder).get("facts", {})
     except UserError as error:

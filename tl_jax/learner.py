@@ -1,12 +1,13 @@
-"""Three lines from data to predictions: ``fine_tune`` gives a ``Learner``, and a folder of a run gives it back::
+"""Fine-tune, evaluate and predict in three lines; ``load_learner`` reopens a run from its folder::
 
     learner = tl_jax.fine_tune("photos")            # FOLDER/CLASS/IMAGE
     learner.evaluate()
     learner.predict(["new.jpg"])
     learner = tl_jax.load_learner(learner.workdir)  # in another program
 
-The command line has the same calls: ``--mode=train`` is ``Learner.fit``, ``--mode=predict`` ``show_predictions``, or
-``write_predictions`` with ``--output``, and ``--mode=eval`` ``test``, or ``evaluate`` with ``--data``.
+The command line makes the same calls: ``--mode=train`` calls ``Learner.fit``; ``--mode=predict`` calls
+``show_predictions``, or ``write_predictions`` with ``--output``; ``--mode=eval`` calls ``test``, or ``evaluate`` with
+``--data``.
 """
 
 import functools
@@ -41,7 +42,7 @@ from tl_jax.utils.errors import UserError
 
 
 class TrainedTask(NamedTuple):
-    """A task without its examples, its trained variables, and the step that they are of."""
+    """A task without its examples, its trained variables, and their training step."""
 
     task: Task
     variables: Any
@@ -49,11 +50,11 @@ class TrainedTask(NamedTuple):
 
 
 class Metrics(Mapping[str, float]):
-    """Values by name, with 95 % intervals by sampling of test examples where they are known.
+    """Metrics by name, with 95 % bootstrap intervals over test examples where available.
 
     Attributes:
-        examples: how many were tested.
-        intervals: (low, high) by name.
+        examples: number of test examples.
+        intervals: metric -> (low, high).
     """
 
     def __init__(self, values: Mapping[str, Any], examples: int, intervals: Mapping[str, tuple[float, float]]):
@@ -70,7 +71,7 @@ class Metrics(Mapping[str, float]):
         return len(self._values)
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Return (name, value, interval) in words."""
+        """Return (name, value, interval) of each metric as text."""
         ends = {name: "{:.4f} to {:.4f}".format(*pair) for name, pair in self.intervals.items()}
         return [(name, f"{value:.4f}", ends.get(name, "")) for name, value in self.items()]
 
@@ -84,15 +85,15 @@ class Metrics(Mapping[str, float]):
 
 
 class Learner:
-    """A run in a folder: what was learned, and what may be asked of it.
+    """A run and its folder: trains, evaluates, predicts, explains and exports.
 
     Attributes:
-        config: of the run, frozen.
-        workdir: its folder.
+        config: the frozen configuration of the run.
+        workdir: folder of the run.
     """
 
     def __init__(self, config: recipe.Config | RunConfig, workdir: str | Path):
-        """Check a configuration, and name the folder of its run; nothing is loaded."""
+        """Validate the configuration and set the folder of the run; loads nothing."""
         self.workdir = Path(workdir).expanduser()
         self.config = choose_method.chosen(validate.validate(config), self.workdir)
 
@@ -103,11 +104,11 @@ class Learner:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What ``summary.json`` says of the finished run; {} before."""
+        """The content of ``summary.json`` of a finished run; {} before."""
         return read_summary(self.workdir)
 
     def fit(self) -> "Learner":
-        """Train, or go on where training was cut short, and test once at the end."""
+        """Train, or resume an interrupted training, and test once at the end."""
         training.train(self.config, self.workdir)
         self.config = choose_method.chosen(self.config, self.workdir)
         self.__dict__.pop("_trained", None)
@@ -115,42 +116,42 @@ class Learner:
 
     @functools.cached_property
     def _trained(self) -> TrainedTask:
-        """What answers questions about inputs; loaded once."""
+        """The trained task, loaded on first use."""
         if self.config.ensemble:
             return TrainedTask(*ensemble.load(self.config, self.workdir))
         task, _, state = restore(self.config, self.workdir, data=False)
         return TrainedTask(task, state.variables, int(state.step))
 
     def _open_for(self, mode: str) -> TrainedTask:
-        """Return what answers, for a call that not every kind of task has, and, but for ``predict``, no ensemble."""
+        """Return the trained task; refuse a mode that the task lacks, or an ensemble for any mode but ``predict``."""
         TASKS[self.config.task].check_mode(mode)
         if mode != "predict":
             self._check_single(mode)
         return self._trained
 
     def _check_single(self, what: str) -> None:
-        """Refuse what needs a single network, where there is an ensemble."""
+        """Raise a UserError for an ensemble, if a call needs a single network."""
         if self.config.ensemble:
             first, _ = ensemble.runs(self.config, self.workdir)[0]
             raise UserError(
                 f"{self.workdir}: {what} takes one network, not an ensemble of {self.config.ensemble}; open the folder "
-                f"of one, such as {first}"
+                f"of one member, such as {first}"
             )
 
     def evaluate(
         self, data: Any = None, classes: Mapping[str, str] | None = None, name: str = "", group: str = ""
     ) -> Metrics:
-        """Return the metrics of the test split, or of all examples of another labelled set.
+        """Return the metrics on the test split, or on all examples of another labelled data set.
 
-        Those of another set are written to ``evaluations/NAME.json`` in the folder of the run, beside its own; they are
-        measured at the threshold and temperature of the run. Nothing else in the folder changes.
+        Another data set is evaluated at the threshold and temperature of the run. Its metrics are written to
+        ``evaluations/NAME.json`` in the folder of the run, next to the run's own; nothing else there changes.
 
         Args:
-            data: of the other set, as ``fine_tune`` takes them; None for the run's own test split.
-            classes: class there -> class of the run, for those that are called otherwise; it need not have all.
-            name: of the file; by default that of the data.
-            group: column of the other set's index.csv that says which images belong together, to a patient say; by
-                default that of the run. Intervals then count whole groups.
+            data: the other data set, as ``fine_tune`` takes it; None for the test split of the run.
+            classes: class of the other data set -> class of the run, for classes with other names; may be partial.
+            name: name of the file; by default that of the data.
+            group: column of the other data set's index.csv that groups images, for example by patient; by default
+                that of the run. Intervals then resample groups.
         """
         if data is not None:
             return self._evaluate_elsewhere(data, classes or {}, name, group)
@@ -161,12 +162,12 @@ class Learner:
         return Metrics(summary["metrics"], summary["examples_evaluated"], intervals)
 
     def _is_tested(self) -> bool:
-        """Whether the summary is about the checkpoint that the configuration names."""
+        """Return whether the summary describes the checkpoint of ``config.eval_checkpoint``."""
         stored_checkpoint = read_json(self.workdir / "config.json").get("eval_checkpoint")
         return bool(self.summary) and self.config.eval_checkpoint == stored_checkpoint
 
     def test(self) -> dict[str, Any]:
-        """Test the checkpoint that ``config.eval_checkpoint`` names anew; return what ``--mode=eval`` prints."""
+        """Test the checkpoint of ``config.eval_checkpoint`` again; return the summary that ``--mode=eval`` prints."""
         return training.test(self.config, self.workdir)
 
     def _evaluate_elsewhere(self, data: Any, classes: Mapping[str, str], name: str, group: str) -> Metrics:
@@ -185,7 +186,7 @@ class Learner:
         if scored_examples is not None:
             details = other.test_details(scored_examples) or {}
             summary |= other.report(scored_examples, None, figures)
-            # The temperature of an ensemble is in its probabilities already.
+            # The probabilities of an ensemble include its temperature.
             known = {k: v for k, v in self.summary.items() if k != "calibration" or not self.config.ensemble}
             summary |= other.report_elsewhere(scored_examples, known)
         intervals = {metric: (low, high) for metric, (low, high, _) in run_intervals(summary, details).items()}
@@ -194,14 +195,14 @@ class Learner:
         return Metrics(summary["metrics"], result.examples, intervals)
 
     def predict(self, inputs: Any, top: int | None = None, embeddings: bool = False) -> Predictions:
-        """Return what the network says of each input.
+        """Return the predictions for the inputs.
 
         Args:
-            inputs: one, or several. Images: files, folders with all below them, tables with a column ``file``, arrays
-                uint8 (H, W, 3) or (N, H, W, 3), or what Pillow opened. Texts: a str, a pair, a list of words, or a
-                file of them (.txt, .csv, .tsv, .jsonl, .conll).
-            top: how many classes ``probabilities`` keeps, the most likely ones first; None for all.
-            embeddings: whether ``details`` has the ``embedding`` (D,) of each input: its features before the head.
+            inputs: one input or several. Images: files, folders (searched recursively), tables with a column ``file``,
+                uint8 arrays (H, W, 3) or (N, H, W, 3), or Pillow images. Texts: a str, a pair, a list of words, or a
+                file of texts (.txt, .csv, .tsv, .jsonl, .conll).
+            top: keep only the ``top`` most likely classes in ``probabilities``, in decreasing order; None for all.
+            embeddings: whether ``details`` includes the ``embedding`` (D,) of each input, its features before the head.
         """
         if embeddings:
             self._check_single("a call with embeddings")
@@ -210,63 +211,65 @@ class Learner:
         return Predictions(predictions.as_prediction(row, top) for row in rows)
 
     def show_predictions(self, inputs: Any) -> list[dict[str, Any]]:
-        """Tell what the network says of each input, through ``logging``; keep it as ``predictions.json``, with pictures
-        of boxes. That is what ``--mode=predict`` does."""
+        """Log the predictions and write them to ``predictions.json``, as ``--mode=predict`` does.
+
+        Detections are also drawn on their images.
+        """
         task, variables, _ = self._open_for("predict")
         return predictions.show(task, variables, inputs, self.workdir)
 
     def write_predictions(
         self, inputs: Any, output: str | Path, top: int | None = None, embeddings: bool = False
     ) -> Written:
-        """Write what the network says of each input to a table, .csv or .jsonl, in bounded memory.
+        """Write predictions to a table, .csv or .jsonl, in bounded memory.
 
         Args:
-            inputs: as ``predict`` takes them; a damaged one has its ``error`` in its row.
-            output: the table; see ``predictions.write``.
-            top: how many classes are kept, the most likely ones; None for all.
-            embeddings: whether the features of all inputs (N, D) go to ``NAME.embeddings.npy`` beside it.
+            inputs: as ``predict`` takes them; the row of an unreadable input has its ``error``.
+            output: path of the table; see ``predictions.write``.
+            top: keep only the ``top`` most likely classes; None for all.
+            embeddings: whether to write the features (N, D) of all inputs to ``NAME.embeddings.npy`` next to the table.
         """
         if embeddings:
             self._check_single("a call with embeddings")
         inputs = as_list(inputs)
-        predictions.check_output(output, inputs)  # before the network is loaded
+        predictions.check_output(output, inputs)  # before loading the network
         task, variables, _ = self._open_for("predict")
         return predictions.write(task, variables, inputs, output, top, embeddings)
 
     def explain(self, inputs: Any) -> Path:
-        """Draw where in each image the network sees its class; return the picture."""
+        """Draw the regions of each image that decide its class (Grad-CAM); return the path of the figure."""
         task, variables, _ = self._open_for("explain")
         path, text = task.explain(variables, task.read_inputs(inputs), self.workdir)
-        say(f"{text}\npicture: {path}")
+        say(f"{text}\nfigure: {path}")
         return path
 
     def preview(self) -> list[Path]:
-        """Draw what training gets to see as ``preview.png``; return the pictures.
+        """Draw what training reads as ``preview.png``; return the paths of the figures.
 
-        Images of the first steps' batches are drawn beside what augmentation makes of them, with their boxes. Texts
-        are drawn in the pieces that the network reads, with labels, tags, padding and hidden words. Of a policy it is
-        an episode as the run starts. A pretext has a picture of its own, ``preview_pretext.png``.
+        Images of the first batches are shown next to their augmented versions, with boxes. Texts are shown as tokens,
+        with labels, tags, padding and masks. A policy is shown as the first steps of an episode. A pretext task has its
+        own figure, ``preview_pretext.png``.
         """
         _, task = self._first_run()
         with workdir.exclusive(self.workdir):
             paths = task.preview(self.workdir)
         for path in paths:
-            say(f"picture: {path}")
+            say(f"figure: {path}")
         return paths
 
     def find_lr(self) -> lr_finder.Sweep:
-        """Try rising learning rates on the first phase, which ``find_lr.json`` and ``find_lr.png`` keep.
+        """Run a learning-rate range test on the first phase, stored as ``find_lr.json`` and ``find_lr.png``.
 
         Returns:
-            The losses; ``suggested`` is the rate to take. If the head has another rate than the layers below it
-            (``optim.backbone_lr_scale``), it is that of these layers, and ``head.suggested`` that of the head.
+            The losses and ``suggested``, the learning rate to use. If the head has another rate than the backbone
+            (``optim.backbone_lr_scale``), ``suggested`` is for the backbone, and ``head.suggested`` for the head.
         """
         config, task = self._first_run()
         if task.loss is None:
-            raise UserError(f"find_lr reads the loss of a batch; task={task.kind} has none, compare runs instead")
+            raise UserError(f"find_lr needs a loss per batch, which task={task.kind} lacks; compare runs instead")
         plan = task.plan()
         if not plan:
-            raise UserError("config.epochs=0 trains nothing; raise it to look for a learning rate")
+            raise UserError("find_lr: config.epochs=0 trains nothing; set config.epochs above 0")
         phase = plan[0]
         say(f"{task.name}, phase {phase.name}: up to 100 steps with rising learning rates ...")
         sweep = lr_finder.sweep_groups(task, phase, config.seed)
@@ -274,64 +277,62 @@ class Learner:
         with workdir.exclusive(self.workdir):
             head = sweep.head and _sweep_lists(sweep.head)
             write_json(self.workdir / "find_lr.json", {**_sweep_lists(sweep), **({"head": head} if head else {})})
-            (self.workdir / "find_lr_head.png").unlink(missing_ok=True)  # of an earlier call
+            (self.workdir / "find_lr_head.png").unlink(missing_ok=True)  # from an earlier call
             if sweep.head:
-                _draw_sweep(sweep.head, f"{title}, head alone", self.workdir / "find_lr_head.png")
+                _draw_sweep(sweep.head, f"{title}, head only", self.workdir / "find_lr_head.png")
             _draw_sweep(sweep, title, self.workdir / "find_lr.png")
-        scale = phase.rate.lr / config.optim.lr if config.optim.lr else 1.0  # the phase's own factor
+        scale = phase.rate.lr / config.optim.lr if config.optim.lr else 1.0  # lr_scale of the phase
         suggested = (sweep.head or sweep).suggested / (scale or 1.0)
         text = f"try config.optim.lr={suggested:.1e} (it was {config.optim.lr:g})"
         if sweep.head:
             share, before = min(1.0, sweep.suggested / sweep.head.suggested), phase.optim.backbone_lr_scale
-            text += (
-                f" and, for the layers below the head, config.optim.backbone_lr_scale={share:.2g} (it was {before:g})"
-            )
+            text += f" and, for the backbone, config.optim.backbone_lr_scale={share:.2g} (it was {before:g})"
         say(text)
         return sweep
 
     def _first_run(self) -> tuple[RunConfig, Task]:
-        """Return the configuration of the first run, if there are several, and its task with the data."""
+        """Return the configuration of the first run of a comparison, or of the only one, and its task with data."""
         config = schema.freeze(recipe.comparison_runs(self.config)[0][2])
         check_batches(config)
         return config, make_task(config)
 
     def play(self) -> Path:
-        """Let a policy act for one episode; return the animation."""
+        """Run the policy for one episode; return the path of the animation."""
         task, variables, _ = self._open_for("play")
         path, text = task.play(variables, self.workdir)
-        say(f"{text}; picture: {path}")
+        say(f"{text}; figure: {path}")
         return path
 
     def report(self) -> Path:
-        """Write the page of the results again, from the files in the folder; return it."""
+        """Rebuild the report from the files in the folder; return its path."""
         path, message = write_report(self.workdir)
         say(message)
         return path
 
     def export(self, dtype: str = "float32") -> Path:
-        """Write a bundle that others can load, here or in other frameworks; return its folder."""
+        """Write a bundle that tl_jax and other frameworks can load; return its folder."""
         self._check_single("export")
         export(self.config, self.workdir, dtype=dtype)
         return self.workdir / EXPORT_FOLDER
 
 
 def _sweep_lists(sweep: lr_finder.Sweep) -> dict[str, Any]:
-    """Return the fields of a sweep for JSON."""
+    """Return a sweep as lists, for JSON."""
     return {name: np.asarray(value).tolist() for name, value in sweep._asdict().items() if name != "head"}
 
 
 def _draw_sweep(sweep: lr_finder.Sweep, title: str, path: Path) -> None:
-    """Draw a sweep and tell where its loss falls."""
+    """Plot a sweep and log the learning rates of its steepest and lowest loss."""
     marks = {"steepest fall": sweep.steepest, "lowest loss": sweep.lowest, "suggested": sweep.suggested}
     plots.plot_lr_curve(*sweep[:3], marks, title, path)
-    say(f"steepest fall at {sweep.steepest:.1e}, lowest loss at {sweep.lowest:.1e}; picture: {path}")
+    say(f"steepest fall at {sweep.steepest:.1e}, lowest loss at {sweep.lowest:.1e}; figure: {path}")
 
 
 class BundleLearner(Learner):
-    """What ``Learner.export`` wrote, with the files of its run that say how to use it; it is not trained further."""
+    """An export of ``Learner.export`` with the run's files for predictions; it cannot be trained further."""
 
     def __init__(self, folder: str | Path, options: Mapping[str, Any]):
-        """Open a bundle; ``options`` are further fields, as ``load_learner`` takes them."""
+        """Open a bundle; ``options`` are the fields that ``load_learner`` takes."""
         self.workdir = Path(folder).expanduser()
         self.config, task, variables, step = open_bundle(self.workdir, options)
         self._trained = TrainedTask(task, variables, step)
@@ -341,31 +342,31 @@ class BundleLearner(Learner):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What was measured of the run."""
+        """The summary of the exported run."""
         return read_summary(self.workdir / RUN_FOLDER)
 
     def test(self) -> dict[str, Any]:
-        raise UserError(f"{self.workdir}: these weights were not tested by their run; pass data to evaluate")
+        raise UserError(f"{self.workdir}: the run did not test these weights; pass data to evaluate")
 
     def fit(self) -> "Learner":
-        raise UserError(f"{self.workdir} is an export; fine_tune(data, weights={str(self.workdir)!r}) starts from it")
+        raise UserError(f"{self.workdir}: an export; call fine_tune(data, weights={str(self.workdir)!r}) to train it")
 
     def preview(self) -> list[Path]:
-        raise UserError(f"{self.workdir} is an export, without the data of its run; open the folder of the run")
+        raise UserError(f"{self.workdir}: an export without training data; open the folder of its run")
 
     def find_lr(self) -> lr_finder.Sweep:
-        raise UserError(f"{self.workdir} is an export; it is not trained further")
+        raise UserError(f"{self.workdir}: an export cannot be trained further; open the folder of its run")
 
     def report(self) -> Path:
-        """Return the page about the bundle."""
+        """Return the path of the bundle's model card."""
         return self.workdir / CARD_FILE
 
     def export(self, dtype: str = "float32") -> Path:
-        raise UserError(f"{self.workdir} is an export already; copy the folder")
+        raise UserError(f"{self.workdir}: an export already; copy the folder")
 
 
 def open_learner(config: recipe.Config, workdir: str | Path) -> Learner:
-    """Return the learner of a configuration and a folder, which commands ask; a bundle has its own configuration."""
+    """Return the learner that a command uses: of ``config`` and a folder, or of a bundle, which has its own config."""
     folder = Path(workdir).expanduser()
     if not (folder / BUNDLE_FILE).is_file():
         return Learner(config, folder)
@@ -375,15 +376,15 @@ def open_learner(config: recipe.Config, workdir: str | Path) -> Learner:
 
 
 def load_learner(folder: str | Path, **options: Any) -> Learner:
-    """Return the learner of a run or of an export, from its folder; neither data nor source weights are needed.
+    """Load a run or an export from its folder; needs neither the data nor the source weights.
 
     Args:
-        folder: of the run, or a bundle.
-        **options: fields that may change without training anew, with a double underscore for the dot, such as
-            ``faces__known="people"``: the folder of those whom predictions know.
+        folder: folder of the run, or a bundle.
+        **options: fields that may change without retraining, with a double underscore for the dot, such as
+            ``faces__known="people"``, the folder of the people to identify.
 
     Raises:
-        UserError: no run, or a module that it needs is not imported.
+        UserError: the folder holds no run, or a module that the run needs is not imported.
     """
     folder, fields = Path(folder).expanduser(), {name.replace("__", "."): value for name, value in options.items()}
     if (folder / BUNDLE_FILE).is_file():
@@ -407,28 +408,28 @@ def fine_tune(
     seed: int = 0,
     **options: Any,
 ) -> Learner:
-    """Take what a network has learned elsewhere to the examples of ``data``, and return the trained learner.
+    """Fine-tune a pretrained network on ``data``, and return the trained learner.
 
     Args:
-        data: a folder of images (FOLDER/CLASS/IMAGE, with index.csv, or boxes of VOC or COCO), a file of texts, arrays,
-            a table with the columns file or text, and label, or a ``Dataset``; see ``data.recognize``.
-        task: kind of task, if the data do not say it: "faces" for a folder of people (FOLDER/PERSON/IMAGE), "policy"
-            for the name of an environment, "masked" for texts without labels, or one of your own.
+        data: a folder of images (FOLDER/CLASS/IMAGE, with index.csv, or with VOC or COCO boxes), a file of texts,
+            arrays, a table with the columns file or text, and label, or a ``Dataset``; see ``data.recognize``.
+        task: kind of task, if the data do not determine it: "faces" for a folder of people (FOLDER/PERSON/IMAGE),
+            "policy" for the name of an environment, "masked" for texts without labels, or a registered task.
         model: name of the network, see ``models.names()``; by default MobileNetV2 for images, BERT for texts.
-        method: how to transfer, a name of ``transfer.methods.METHODS``; "auto" compares a linear probe with what
-            trains more of the network, by cross-validation, see ``choose_method``.
-        weights: file or folder, bundle, hub repository of texts, name of a source such as "torchvision", or "random";
-            None takes those that ship, or downloads the published ones.
-        image_size: side in pixels that the network gets; None takes that of the weights.
-        epochs: passes over the training split; None takes 10, and more of a small set, so that it is 200 steps.
-        budget: time that "auto" may take to choose, such as "10min"; empty for no limit.
-        workdir: folder of the run; by default ``runs/NAME-HASH``, the same for the same call: a finished run is not
-            repeated.
-        seed: of the head, the order of examples and the split for validation.
+        method: transfer method, a name of ``transfer.methods.METHODS``; "auto" compares a linear probe with deeper
+            fine-tuning by cross-validation, see ``choose_method``.
+        weights: file, folder, bundle, hub repository of texts, name of a source such as "torchvision", or "random";
+            None uses the shipped weights, or downloads the published ones.
+        image_size: side of the network's input in pixels; None uses that of the weights.
+        epochs: passes over the training split; None for 10, or for as many as give a small data set 200 steps.
+        budget: time limit for the choice of method="auto", such as "10min"; empty for none.
+        workdir: folder of the run; by default ``runs/NAME-HASH``, which is the same for the same call, so that a
+            finished run is not repeated.
+        seed: random seed of the head, the order of examples and the validation split.
         **options: further fields, with a double underscore for the dot: ``optim__lr=1e-3``.
 
     Raises:
-        UserError: anything that the caller can mend, in one line.
+        UserError: an error that the caller can fix, in one line.
     """
     config = make_config(data, task, model, weights)
     config.seed = seed
@@ -438,11 +439,11 @@ def fine_tune(
     fields = {name.replace("__", "."): value for name, value in options.items()}
     if epochs is not None:
         fields = {"epochs": float(epochs), **fields}
-    for path, value in fields.items():  # which the method needs to read the data
+    for path, value in fields.items():  # the method reads the data with them
         schema.set_field(config, path, value)
     apply_method(config, method, epochs, tuple(fields))
     config.budget = budget
-    for path, value in fields.items():  # what is asked for counts more than what the method sets
+    for path, value in fields.items():  # explicit options override the method
         schema.set_field(config, path, value)
     frozen = validate.validate(config)
     return Learner(frozen, workdir if workdir is not None else default_workdir(frozen)).fit()

@@ -1,4 +1,4 @@
-"""Predictions for what a user passes: a few rows for the screen, or any number of them written to a table."""
+"""Predictions on user inputs: shown in the terminal, or written to a table."""
 
 import csv
 import html
@@ -21,22 +21,22 @@ from tl_jax.utils import disk
 from tl_jax.utils.errors import UserError, combine_errors, join_errors
 from tl_jax.utils.progress import progress_bar
 
-MAX_SHOWN = 100  # rows on the screen
-MAX_PATH = 1000  # letters of an input that may be a path
+MAX_SHOWN = 100  # rows in the terminal
+MAX_PATH = 1000  # characters of an input that may be a path
 ENDINGS = (".csv", ".jsonl")
-SAY_SECONDS = 10.0  # between two lines about the rate, where no bar is shown
+SAY_SECONDS = 10.0  # seconds between two progress lines, if there is no progress bar
 Row = Mapping[str, Any]
 
 
 class Prediction(NamedTuple):
-    """What a network says of one input.
+    """The prediction for one input.
 
     Attributes:
         input: file or text.
-        label: the most likely class; "" where a kind of task has no class for each input, or the input is damaged.
-        probability: of it.
-        probabilities: of all K classes by name, the most likely first.
-        details: all that is said: boxes, entities, an embedding's person, or the ``error`` of a damaged input.
+        label: the most likely class; "" if the task has no class per input, or the input is unreadable.
+        probability: probability of ``label``.
+        probabilities: class -> probability for all K classes, in decreasing order.
+        details: the full prediction: boxes, entities, the person of an embedding, or the ``error`` of an input.
     """
 
     input: str
@@ -46,7 +46,7 @@ class Prediction(NamedTuple):
     details: Mapping[str, Any]
 
     def describe(self) -> str:
-        """Return in a few words what is said."""
+        """Return the prediction as a short text."""
         if "error" in self.details:
             return f"error: {self.details['error']}"
         if self.probabilities:
@@ -60,7 +60,7 @@ class Prediction(NamedTuple):
 
 
 class Predictions(list[Prediction]):
-    """Predictions in the order of their inputs; a table, with small images, in a notebook."""
+    """Predictions in the order of the inputs; a notebook shows them as a table with thumbnails."""
 
     def __repr__(self) -> str:
         lines = [f"{each.input}: {each.describe()}" for each in self[:MAX_SHOWN]]
@@ -79,25 +79,25 @@ class Predictions(list[Prediction]):
 
 
 def _thumbnail(prediction: Prediction) -> str:
-    """Return the image of a prediction as HTML; nothing for a text, or a file that cannot be read."""
+    """Return the image of a prediction as HTML; "" for a text, or an unreadable file."""
     path = Path(prediction.input) if len(prediction.input) < MAX_PATH else Path()
     if "error" in prediction.details or not is_image(path) or not path.is_file():
         return ""
     try:
         return f'<img src="{thumbnail(decode_file(path))}">'
-    except UserError:  # of 16 bits, say
+    except UserError:  # for example an image of 16 bits
         return ""
 
 
 def as_prediction(row: Row, top: int | None = None) -> Prediction:
-    """Return a row of ``Task.predict`` with the most likely class; ``top`` as for ``top_classes``."""
+    """Convert a row of ``Task.predict``; ``top`` as in ``top_classes``."""
     probabilities = top_classes(row.get("probabilities", {}), top)
     label = next(iter(probabilities), str(row.get("person") or ""))
     return Prediction(row["input"], label, probabilities.get(label, math.nan), probabilities, row)
 
 
 class Written(NamedTuple):
-    """A table of predictions: its path, how many inputs it has, how many of them have an error, and the seconds."""
+    """A written table: its path, numbers of inputs and of damaged inputs, and duration in seconds."""
 
     path: Path
     inputs: int
@@ -109,14 +109,14 @@ def predict(task: Task, variables: Any, inputs: Any, embeddings: bool = False) -
     """Return the row of each input, see ``Task.predict``.
 
     Raises:
-        UserError: not one of the inputs can be read; it names the first ones, each with the reason.
+        UserError: no input is readable; it gives the reasons for the first ones.
     """
     rows = list(task.predict(variables, task.read_inputs(as_list(inputs)), embeddings))
     return _check_readable(rows)
 
 
 def _check_readable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows, or raise the errors of all of them."""
+    """Return the rows; raise a UserError with the reasons if none is readable."""
     errors = _errors(rows)
     if len(errors) == len(rows):
         raise combine_errors("the inputs", errors, unread(len(errors), len(rows)))
@@ -124,18 +124,18 @@ def _check_readable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def show(task: Task, variables: Any, inputs: Any, folder: Path) -> list[dict[str, Any]]:
-    """Tell the row of each input, keep them as ``predictions.json``, and draw what is found on images into a folder."""
+    """Log the rows, write ``predictions.json`` to a folder, and draw detections there."""
     listed = task.read_inputs(as_list(inputs))
     rows = _check_readable(list(task.predict(variables, listed)))
     say(format_rows(task, rows))
     write_json(folder / "predictions.json", rows)
     if paths := task.draw_predictions(rows, listed, folder):
-        say("pictures: " + ", ".join(map(str, paths)))
+        say("figures: " + ", ".join(map(str, paths)))
     return rows
 
 
 def format_rows(task: Task, rows: Sequence[Row]) -> str:
-    """Return the first rows as text, and what is to be said of all of them."""
+    """Return the first rows and a summary of the errors as text."""
     readable, errors = [row for row in rows if "error" not in row], _errors(rows)
     lines = [task.draw_prediction(row) for row in readable[:MAX_SHOWN]]
     if len(readable) > MAX_SHOWN:
@@ -150,7 +150,7 @@ def _errors(rows: Sequence[Row]) -> list[UserError]:
 
 
 def top_classes(probabilities: Mapping[str, float], top: int | None) -> dict[str, float]:
-    """Return the most likely classes, the likeliest first; all of them if ``top`` is None."""
+    """Return the ``top`` most likely classes in decreasing order; all if ``top`` is None."""
     order = sorted(probabilities, key=lambda name: -probabilities[name])
     return {name: probabilities[name] for name in order[:top]}
 
@@ -158,23 +158,23 @@ def top_classes(probabilities: Mapping[str, float], top: int | None) -> dict[str
 def write(
     task: Task, variables: Any, inputs: Any, path: str | Path, top: int | None = None, embeddings: bool = False
 ) -> Written:
-    """Write the row of each input, in order, to a table; a batch of them is in memory at a time.
+    """Write the row of each input, in order, to a table; one batch is in memory at a time.
 
-    A damaged input has its ``error`` in its row, and the others go on. In a .csv file what is no number or name is
-    JSON, and each class has a column ``probability_CLASS``, or with ``top`` each rank its ``label_2`` and
-    ``probability_2``. A .jsonl file has an object a line.
+    The row of an unreadable input has its ``error``. In a .csv file, values other than numbers and names are JSON, and
+    each class has a column ``probability_CLASS``; with ``top``, each rank has columns such as ``label_2`` and
+    ``probability_2``. A .jsonl file has one object per line.
 
     Args:
-        task: of the run.
-        variables: trained.
+        task: task of the run.
+        variables: trained variables.
         inputs: see ``Task.read_inputs``.
-        path: of the table, whose ending is one of ``ENDINGS``. It is put in place when it is complete.
-        top: how many classes are kept, the most likely ones; None for all.
-        embeddings: whether the features of each input go to ``NAME.embeddings.npy`` beside the table: float32 (N, D),
-            a row for each of the table's, NaN for damaged inputs.
+        path: path of the table, with a suffix of ``ENDINGS``. The file appears when it is complete.
+        top: keep only the ``top`` most likely classes; None for all.
+        embeddings: whether to write the features of each input to ``NAME.embeddings.npy`` next to the table: float32
+            (N, D), one row per row of the table, NaN for unreadable inputs.
 
     Raises:
-        UserError: another ending, a file that is itself an input, no input that can be read, or a full disk.
+        UserError: an unknown suffix, an output that is an input, no readable input, or a full disk.
     """
     inputs = as_list(inputs)
     path = check_output(path, inputs)
@@ -201,13 +201,13 @@ def write(
 
 
 def check_output(path: str | Path, inputs: Sequence[Any]) -> Path:
-    """Return the path of a table to write, or say what is wrong with it."""
+    """Return the path of a table; raise a UserError if it cannot be written."""
     path = Path(os.path.expanduser(path))
     if path.suffix.lower() not in ENDINGS:
-        raise UserError(f"output {path} must end in {' or '.join(ENDINGS)}")
+        raise UserError(f"output {path}: unknown suffix; use {' or '.join(ENDINGS)}")
     named = [Path(os.path.expanduser(value)) for value in inputs if isinstance(value, Path) or _may_be_path(value)]
     if path.exists() and any(value.is_file() and value.samefile(path) for value in named):
-        raise UserError(f"output {path} is an input, too; choose another name")
+        raise UserError(f"output {path}: also an input; choose another name")
     return path
 
 
@@ -216,7 +216,7 @@ def _may_be_path(value: Any) -> bool:
 
 
 def _columns(task: Task, top: int | None) -> list[str]:
-    """Return the columns of a CSV table."""
+    """Return the column names of a CSV table."""
     columns = ["input"]
     for name in task.prediction_columns:
         if name != "probabilities":
@@ -230,7 +230,7 @@ def _columns(task: Task, top: int | None) -> list[str]:
 
 
 def _row_writer(file: Any, ending: str, columns: Sequence[str], top: int | None) -> Callable[[Row], None]:
-    """Return what writes a row to a file that is open."""
+    """Return a function that writes a row to an open file."""
     if ending.lower() == ".jsonl":
         return lambda row: file.write(json.dumps(_ranked(row, top), ensure_ascii=False) + "\n")
     writer = csv.DictWriter(file, columns)
@@ -239,7 +239,7 @@ def _row_writer(file: Any, ending: str, columns: Sequence[str], top: int | None)
 
 
 def _ranked(row: Row, top: int | None) -> dict[str, Any]:
-    """Return a row with the likeliest class as ``label``."""
+    """Return a row with the most likely class as ``label``."""
     if "probabilities" not in row:
         return dict(row)
     kept = top_classes(row["probabilities"], top)
@@ -248,7 +248,7 @@ def _ranked(row: Row, top: int | None) -> dict[str, Any]:
 
 
 def _flat(row: Row, top: int | None) -> dict[str, Any]:
-    """Return a row whose probabilities have a column each."""
+    """Return a row with one column per probability."""
     ranked = _ranked(row, top)
     kept = ranked.pop("probabilities", None)
     if kept is None:
@@ -269,12 +269,12 @@ def _cell(value: Any) -> Any:
 
 
 def _with_progress(rows: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
-    """Yield rows with a bar on a terminal, and a line now and then elsewhere: how many, the rate and what is left."""
+    """Yield rows with a progress bar in a terminal, else with a log line every ``SAY_SECONDS``."""
     bar = progress_bar(rows, desc="predicting", total=total, leave=False, mininterval=0.5, unit=" inputs")
     start = said = 0.0
     for number, row in enumerate(bar):
         yield row
-        start = start or time.monotonic()  # of the second one: before the first, the network is compiled
+        start = start or time.monotonic()  # excludes the first row, which includes compilation
         said = said or start
         if bar.disable and number and time.monotonic() - said > SAY_SECONDS:
             said = time.monotonic()
@@ -283,7 +283,7 @@ def _with_progress(rows: Iterator[dict[str, Any]], total: int) -> Iterator[dict[
 
 
 class _EmbeddingFile:
-    """A matrix float32 (N, D) in NumPy's format that is written row by row, and put in place when it is complete."""
+    """A float32 matrix (N, D) in NumPy's format, written row by row; the file appears when it is complete."""
 
     def __init__(self, path: Path | None):
         self._path, self._rows, self._width, self._missing = path, 0, 0, 0
@@ -298,7 +298,7 @@ class _EmbeddingFile:
         """Append a row; None for an input without one."""
         if self._path is None:
             return
-        if embedding is None and not self._width:  # the width is not known yet
+        if embedding is None and not self._width:  # width still unknown
             self._missing += 1
             return
         if embedding is not None and not self._width:
@@ -311,7 +311,7 @@ class _EmbeddingFile:
         self._rows += 1
 
     def _write_header(self, rows: int) -> None:
-        """Write the header; NumPy leaves room in it for the number of rows to grow."""
+        """Write the header, in which NumPy leaves space for the number of rows."""
         header = {"descr": "<f4", "fortran_order": False, "shape": (rows, self._width)}
         np.lib.format.write_array_header_1_0(self._file, header)
 

@@ -1,4 +1,4 @@
-"""What every call about a run needs: its task, and its trained state back from the folder."""
+"""Restore the task and the trained state of a run, or of an export, from its folder."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ from tl_jax.transfer.weight_averaging import interpolate
 from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 
-MIXTURE = "mixture"  # folder of the checkpoint that wise_ft has made of first and last weights
-RUN_FOLDER = "run"  # of a bundle: what it has of the files of the run
+MIXTURE = "mixture"  # folder of the wise_ft checkpoint, interpolated between first and last weights
+RUN_FOLDER = "run"  # folder of a bundle with files of its run
 RUN_FILES = {
     "config.json": "configuration of the run, for load_learner",
     "facts.json": "what it was trained on and from; of tagged texts also the words with marks in them",
@@ -34,12 +34,12 @@ RUN_FILES = {
 
 
 def make_task(config: recipe.Config, record: RunRecord = NEW_RUN) -> Task:
-    """Return the task of a configuration, for a run of which ``record`` is known."""
+    """Return the task of a configuration; ``record`` holds the known facts of its run."""
     return TASKS[config.task](schema.freeze(config), record)
 
 
 def own_modules(config: RunConfig) -> dict[str, list[str]]:
-    """Return ``modules``: those outside the package that registered what a configuration names; {} for none."""
+    """Return ``modules``, the modules outside tl_jax that registered components of a configuration; {} for none."""
     penalties = [name for name, *_ in config.regularize.penalties]
     entries = [(TASKS, config.task), (MODELS, config.model.name), *((REGULARIZERS, name) for name in penalties)]
     task = TASKS[config.task]
@@ -50,36 +50,36 @@ def own_modules(config: RunConfig) -> dict[str, list[str]]:
 
 
 def check_batches(config: RunConfig) -> None:
-    """Refuse batches that the devices cannot share evenly."""
+    """Refuse batch sizes that are not divisible by the number of devices."""
     sharding.check_batch("batch_size", config.batch_size, config.optim.accumulate)
     sharding.check_batch("eval_batch_size", config.eval_batch_size)
 
 
 def set_changeable(config: recipe.Config, fields: Mapping[str, Any]) -> None:
-    """Set fields that may be others than those a run was trained with; a UserError refuses the rest."""
+    """Set fields that may differ from those of training; raise a UserError for others."""
     for path, value in fields.items():
         schema.set_field(config, path, value)
         if not f"config.{path}".startswith(workdir.CHANGEABLE):
             allowed = ", ".join(name.removeprefix("config.") for name in workdir.CHANGEABLE)
-            raise UserError(f"{path} was decided when the run was trained; what may change is {allowed}")
+            raise UserError(f"{path}: fixed when the run was trained; only {allowed} may change")
 
 
 def open_bundle(folder: Path, fields: Mapping[str, Any]) -> tuple[RunConfig, Task, Any, int]:
-    """Return the configuration, the task without its examples, the trained variables of an export, and their step.
+    """Return the configuration, the task without examples, the trained variables and the step of an export.
 
     Args:
-        folder: of the bundle.
+        folder: folder of the bundle.
         fields: see ``set_changeable``.
 
     Raises:
-        UserError: no bundle, one of another version, or a damaged one.
+        UserError: the folder is no bundle, the bundle has another version, or it is damaged.
     """
     content = formats.check_bundle(folder, [f"{RUN_FOLDER}/{name}" for name in RUN_FILES])
     run = folder / RUN_FOLDER
     editable = stored.get_config(str(run))
     set_changeable(editable, fields)
     config = validate.validate(editable)
-    # Adapters of low rank are merged into the weights, and what only training needs is not there.
+    # Low-rank adapters are merged into the weights, and options of training do not apply.
     changes: dict[str, Any] = {"regularize": type(config.regularize)(), "wise_ft": False, "wise_ft_share": 0.0}
     changes |= {"adapt": type(config.adapt)()} if config.adapt.kind != "bottleneck" else {}
     changes |= {"pretext": type(config.pretext)()} if config.pretext.name else {}
@@ -96,19 +96,19 @@ def open_bundle(folder: Path, fields: Mapping[str, Any]) -> tuple[RunConfig, Tas
 def restore(
     config: recipe.Config, folder: Path, data: bool = True, weights: bool = False
 ) -> tuple[Task, TrainState, TrainState]:
-    """Return the task, the state before training, and that at the checkpoint which ``config.eval_checkpoint`` names.
+    """Return the task, the state before training, and the state at the checkpoint of ``config.eval_checkpoint``.
 
     Args:
-        config: of the run.
-        folder: of the run.
-        data: whether the task is to have its examples, which must be those of the run; else they are read only if the
-            run's files do not say enough.
-        weights: whether the state before training is to have the weights that it started from; else they are read only
-            if the run's files do not say enough.
+        config: configuration of the run.
+        folder: folder of the run.
+        data: whether the task loads its examples, which must be those of the run; else they are only read if the
+            files of the run do not suffice.
+        weights: whether the state before training has the source weights; else they are only read if the files of
+            the run do not suffice.
 
     Raises:
-        UserError: no such run, or one of another configuration; or the classes, or the validation or test split, of
-            the data are not those of the run.
+        UserError: there is no such run, or it has another configuration; or the classes, the validation split or the
+            test split of the data are not those of the run.
     """
     config = validate.validate(config)
     check_batches(config)
@@ -119,7 +119,7 @@ def restore(
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"no checkpoints in {folder}; train first, or pass the workdir of a run")
     if not (folder / "config.json").is_file():
-        raise UserError(f"no config.json in {folder}, which says what was trained; train again with a new workdir")
+        raise UserError(f"no config.json in {folder}, its configuration is unknown; train again in a new workdir")
     workdir.check_owner(folder, schema.to_dict(config), schema.unused_fields(config.task))
     facts, summary = workdir.stored_facts(folder), read_summary(folder)
     record = RunRecord(facts, str(folder), fitted={} if data else fitted_values(summary))
@@ -127,7 +127,7 @@ def restore(
     record = record._replace(reads_data=data or not _can_skip_data(config, record, summary, is_mixed))
     record = record._replace(reads_weights=weights or not _can_skip_weights(config, folder, facts, summary, is_mixed))
     task, checkpoints, step = _open_run(config, folder, record)
-    if step != summary.get("tested_step") and (record.fitted or is_mixed):  # that was fitted to, or mixed of, others
+    if step != summary.get("tested_step") and (record.fitted or is_mixed):  # fitted or mixed at another step
         checkpoints.close()
         needs_start, is_mixed = record.reads_weights or is_mixed, False
         record = record._replace(reads_data=True, reads_weights=needs_start, fitted={})
@@ -145,14 +145,14 @@ def restore(
 
 
 def task_with_data(config: RunConfig, folder: Path) -> Task:
-    """Return the task of a run with its examples, for variables that are known: nothing is fitted to the examples.
+    """Return the task of a run with its examples, without fitting anything to them.
 
     Args:
-        config: of the run.
-        folder: of the run.
+        config: configuration of the run.
+        folder: folder of the run.
 
     Raises:
-        UserError: the validation or test split of the data are not those of the run.
+        UserError: the validation or test split of the data is not that of the run.
     """
     facts = workdir.stored_facts(folder)
     can_skip = _can_skip_weights(config, folder, facts, {}, is_mixed=True)
@@ -160,27 +160,27 @@ def task_with_data(config: RunConfig, folder: Path) -> Task:
 
 
 def runs_within(folder: Path) -> list[Path]:
-    """Return the folders of the runs that a comparison, or an ensemble, is made of; [] for any other folder."""
+    """Return the run folders of a comparison or an ensemble; [] for any other folder."""
     return sorted(path.parent for path in folder.glob("*/seed*/checkpoints"))
 
 
 def check_finite(state: TrainState, where: Path) -> None:
-    """Refuse a checkpoint with values that are not finite: training stops at those, so that it was damaged."""
+    """Refuse a checkpoint with values that are not finite; training never saves one, so it is damaged."""
     for path, leaf in tree.flatten(sharding.to_host(dict(state.variables))).items():
         if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
-            raise UserError(f"{where}: {path} holds values that are not finite; restore the checkpoint, or train again")
+            raise UserError(f"{where}: {path} has values that are not finite; restore the checkpoint, or train again")
 
 
 def fitted_values(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Return the temperature or threshold that a finished run fitted on its validation split."""
+    """Return the temperature or threshold that a finished run fitted to its validation split."""
     fitted = {"temperature": summary.get("calibration", {}).get("temperature"), "threshold": summary.get("threshold")}
     return {name: value for name, value in fitted.items() if value is not None}
 
 
 def _can_skip_data(config: RunConfig, record: RunRecord, summary: Mapping[str, Any], is_mixed: bool) -> bool:
-    """Whether the files of a run say enough to predict with it, or export it, without its data.
+    """Return whether predictions and exports of a run need no data.
 
-    ``is_mixed``: whether they have the weights that ``wise_ft`` has mixed, as since version 0.2.
+    ``is_mixed``: whether the run stores its ``wise_ft`` weights, as since version 0.2.
     """
     facts = record.facts
     has_facts = "data_sha256" in facts and (
@@ -188,7 +188,7 @@ def _can_skip_data(config: RunConfig, record: RunRecord, summary: Mapping[str, A
     )
     num_validation = facts.get("examples", {}).get("validation")
     fitted_name = TASKS[config.task].fitted_value(config)
-    # A mixture with the weights at the start needs these, and a head that was fitted to the data is among them.
+    # Interpolation needs the weights at the start, which include a head that was fitted to the data.
     interpolates = "wise_ft" in summary and config.init.head in PROBES and not is_mixed
     return has_facts and not interpolates and (not fitted_name or not num_validation or fitted_name in record.fitted)
 
@@ -196,15 +196,15 @@ def _can_skip_data(config: RunConfig, record: RunRecord, summary: Mapping[str, A
 def _can_skip_weights(
     config: RunConfig, folder: Path, facts: Mapping[str, Any], summary: Mapping[str, Any], is_mixed: bool
 ) -> bool:
-    """Whether the network of a run can be built without the weights that it started from."""
-    # Of a mixture with the weights at the start, and of the source's own head, the layout or the values are needed.
+    """Return whether the network of a run can be built without its source weights."""
+    # Interpolation and the source's own head need the layout or the values of the source weights.
     needs_source = ("wise_ft" in summary and not is_mixed) or config.regularize.strength("co_tuning")
     is_portable = TASKS[config.task].is_portable(folder, facts)
     return is_portable and facts.get("weights", "random") != "random" and not needs_source
 
 
 def _open_run(config: RunConfig, folder: Path, record: RunRecord) -> tuple[Task, Checkpoints, int]:
-    """Return the task of a run, its checkpoints, and the step of the one that ``config.eval_checkpoint`` names."""
+    """Return the task of a run, its checkpoints, and the step of ``config.eval_checkpoint``."""
     task = _make_checked_task(config, folder, record)
     checkpoints = Checkpoints(folder / "checkpoints", task, cleanup=False)
     step = checkpoints.best() if config.eval_checkpoint == "best" else checkpoints.latest()
@@ -216,7 +216,7 @@ def _open_run(config: RunConfig, folder: Path, record: RunRecord) -> tuple[Task,
 
 
 def _make_checked_task(config: RunConfig, folder: Path, record: RunRecord) -> Task:
-    """Return the task of a run; if it reads its data, they must be those of the run."""
+    """Return the task of a run; check that its data, if read, are those of the run."""
     task = make_task(config, record)
     if record.reads_data:
         workdir.check_data(folder, record.facts, task.facts, ("validation", "test"), "use predict for other examples")

@@ -1,4 +1,4 @@
-"""Train as a configuration says, test once at the end, and write everything to a folder; ``Learner.fit`` calls it."""
+"""Train a configuration, test it once at the end, and write the results to a folder; see ``Learner.fit``."""
 
 import math
 import os
@@ -33,22 +33,22 @@ from tl_jax.utils import environment
 from tl_jax.utils.command import show_elapsed
 from tl_jax.utils.errors import UserError
 
-NUM_EVALUATIONS = 10  # of a run whose epochs are too short to be counted
+NUM_EVALUATIONS = 10  # of a run with many short epochs
 WISE_FT_SHARES = tuple(i / 10 for i in range(11))
 
 
 def train(config: recipe.Config | RunConfig, folder: str | Path) -> dict[str, Any]:
-    """Train as ``config`` says, test once at the end, and write everything to ``folder``.
+    """Train a configuration, test once at the end, and write the results to ``folder``.
 
-    A run that was cut short goes on from its last checkpoint; one that is finished is not repeated. With ``seeds`` or
-    ``arms`` in the configuration every arm is run with every seed, each in a folder of its own, and compared. With
-    ``ensemble`` its networks are trained in folders of their own, and their probabilities averaged.
+    An interrupted run resumes from its last checkpoint; a finished run is not repeated. With ``seeds`` or ``arms``,
+    every arm is run with every seed, each in its own folder, and the arms are compared. With ``ensemble``, each network
+    is trained in its own folder, and the probabilities are averaged.
 
     Returns:
-        The summary, which also stands in ``folder/summary.json``.
+        The summary, which is also written to ``folder/summary.json``.
 
     Raises:
-        UserError: anything the user can mend, in one line.
+        UserError: an error that the user can fix, in one line.
     """
     export_sources(config)
     config = validate.validate(config)
@@ -75,30 +75,30 @@ def train(config: recipe.Config | RunConfig, folder: str | Path) -> dict[str, An
 
 
 def export_sources(config: recipe.Config | RunConfig) -> None:
-    """Export the runs that training is to start from, where ``init.path`` names some, unless they are exported."""
+    """Export the runs that ``init.path`` names, unless they are exported already."""
     fields = [pair for _, changes in config.arms for pair in changes]
     paths = [config.init.path, *(value for field, value in fields if field == "init.path")]
     for path in dict.fromkeys(path for path in paths if path):
         folder = Path(os.path.expanduser(path))
         if runs := runs_within(folder):
-            raise UserError(f"{folder} has {len(runs)} networks; training starts from one of them, such as {runs[0]}")
+            raise UserError(f"{folder} has {len(runs)} networks; set init.path to one of them, such as {runs[0]}")
         if formats.is_run(folder):
             with workdir.exclusive(folder):
                 _export_source(folder)
 
 
 def _export_source(folder: Path) -> None:
-    """Export a run, unless it is exported as it was tested."""
+    """Export a run, unless an export of its tested checkpoint exists."""
     tested, bundle = read_summary(folder).get("tested_step"), folder / formats.EXPORT_FOLDER / formats.BUNDLE_FILE
     if tested is None:
-        raise UserError(f"{folder} is a run that has not finished; let it end before another one starts from it")
+        raise UserError(f"{folder} is an unfinished run; finish it before training starts from it")
     if not bundle.is_file() or formats.read_bundle(bundle.parent).get("step") != tested:
-        say(f"exporting {folder}, from which training starts ...")
+        say(f"exporting {folder}, the source of this run ...")
         export(stored.get_config(str(folder)), folder)
 
 
 def test(config: recipe.Config | RunConfig, folder: str | Path) -> dict[str, Any]:
-    """Test the checkpoint that ``config.eval_checkpoint`` names in a finished or unfinished run, without training.
+    """Test the checkpoint of ``config.eval_checkpoint`` in a finished or unfinished run, without training.
 
     Raises:
         UserError: as ``restore``; nothing is written if the data are not those of the run.
@@ -111,26 +111,26 @@ def test(config: recipe.Config | RunConfig, folder: str | Path) -> dict[str, Any
         variables, step = state.variables, int(state.step)
     result = evaluate_split(task, variables, "test", final=True)
     if read_summary(folder).get("tested_step") == step:
-        _write_test_details(task, result.evaluation, folder)  # of a run from before they were written, perhaps
+        _write_test_details(task, result.evaluation, folder)  # older runs lack them
     summary = {"step": step, "examples_evaluated": result.examples, "metrics": result.metrics}
     held_out = _validation_predictions(task, variables)
     return summary | _smoke(config) | _evaluation_summary(task, result.evaluation, held_out, folder)
 
 
 def _train_one(config: RunConfig, folder: Path, verbose: bool = True, before: float | None = None) -> dict[str, Any]:
-    """Train one arm with one seed, or return its summary if it has finished.
+    """Train one arm with one seed, or return its summary if it is finished.
 
     Args:
-        config: of the run.
-        folder: of the run.
-        verbose: whether to say how it goes.
-        before: epochs that the run was finished with, where it is to have more.
+        config: configuration of the run.
+        folder: folder of the run.
+        verbose: whether to log the progress.
+        before: epochs of the finished run that is to be extended; None to train a new run.
     """
     summary = read_summary(folder)
     if summary and before is None:
         workdir.check_unchanged(summary, folder)
         metrics = _format_metrics(summary.get("metrics", {}))
-        say(f"{folder} is finished: test {metrics}; see its summary.json, or pass another workdir")
+        say(f"{folder} is finished: test {metrics}; see its summary.json, or pass another workdir to train again")
         return summary
     start = time.monotonic()
     if verbose:
@@ -145,7 +145,7 @@ def _train_one(config: RunConfig, folder: Path, verbose: bool = True, before: fl
     seconds = {"data": time.monotonic() - start}
     plan = task.plan()
     save_interval = max(1, round(config.save_every * task.sizes["train"] / config.batch_size))
-    if plan and config.min_steps:  # many passes over a small set, whose states are not all worth keeping
+    if plan and config.min_steps:  # many epochs of a small data set: do not save each
         save_interval = max(save_interval, math.ceil(plan[-1].stop / NUM_EVALUATIONS))
     pace = loop.Pace(save_interval, config.log_every, config.patience, config.min_checkpoint_interval)
     if verbose:
@@ -175,26 +175,26 @@ def _train_one(config: RunConfig, folder: Path, verbose: bool = True, before: fl
 
 
 def _starts_as_probe(config: RunConfig) -> bool:
-    """Whether a run starts from a fitted head whose validation score is no choice of that split."""
+    """Return whether the run starts from a fitted head whose strength was not selected on the validation split."""
     return config.init.head in PROBES and bool(config.init.folds or config.init.strength)
 
 
 def _advise(config: RunConfig, folder: Path, task: Task, phase: str, norm_shift: float) -> list[str]:
-    """Return in words what learning curves, a fitted head, and BatchNorm say against a run."""
+    """Return advice from the learning curves, the fitted head and the BatchNorm statistics."""
     rows, validation = loop.phase_rows(folder, phase), task.sizes.get("validation", 0)
     is_best = config.eval_checkpoint == "best"
     found = advise(rows, task.score, validation, is_best)
-    if validation and not config.wise_ft:  # a mixture may be the probe
+    if validation and not config.wise_ft:  # wise_ft may already select the probe
         start, is_low_rank = loop.phase_rows(folder, loop.START), config.adapt.kind in ("lora", "parallel")
         found += advise_probe(start, rows, task.score, validation, is_best, not is_low_rank)
-    keeps_some = config.regularize.stochastic_norm  # of the source's statistics, as it is
+    keeps_some = config.regularize.stochastic_norm  # stochastic_norm keeps some source statistics
     if config.init.source != "random" and task.input_kind == "images" and not keeps_some:
         found += advise_norms(norm_shift, task.sizes["train"])
     return found
 
 
 def _test_run(config: RunConfig, folder: Path, task: Task, fitted: loop.Fitted) -> tuple[dict[str, Any], Evaluation]:
-    """Test what ``config.eval_checkpoint`` names; return the summary, and what is to be said of the examples."""
+    """Test the checkpoint of ``config.eval_checkpoint``; return the summary and the evaluation."""
     steps, state = int(fitted.state.step), fitted.state
     best = fitted.checkpoints.best() if config.eval_checkpoint == "best" else None
     if best is not None:
@@ -225,7 +225,7 @@ def _test_run(config: RunConfig, folder: Path, task: Task, fitted: loop.Fitted) 
         "parameters": fitted.parameters,
         "parameters_sha256": digest(sharding.to_host(variables)),
         "examples": dict(task.sizes),
-        "facts": {name: fact for name, fact in task.facts.items() if name != "reading"},  # which may be long
+        "facts": {name: fact for name, fact in task.facts.items() if name != "reading"},  # may be long
         **_evaluation_summary(task, result.evaluation, held_out, folder),
         **extra,
         **choose_method.record(config, folder),
@@ -236,13 +236,13 @@ def _test_run(config: RunConfig, folder: Path, task: Task, fitted: loop.Fitted) 
 
 
 def _mix_with_start(config: RunConfig, task: Task, trained: Task, end: Any) -> tuple[Any, dict[str, Any]]:
-    """Return the mixture of first and last variables, and the share of the last with what it was chosen by.
+    """Return the interpolated variables, and the share of the trained ones with the validation scores it was chosen by.
 
     Args:
-        config: of the run.
-        task: as it starts.
-        trained: as the last phase saw it.
-        end: the variables after training.
+        config: configuration of the run.
+        task: task at the start.
+        trained: task of the last phase.
+        end: variables after training.
     """
     start, scores = initial_state(task, config.seed).variables, {}
     share = config.wise_ft_share
@@ -252,20 +252,20 @@ def _mix_with_start(config: RunConfig, task: Task, trained: Task, end: Any) -> t
 
 
 def _save_mixture(folder: Path, task: Task, state: TrainState) -> None:
-    """Keep a mixture, so that nobody needs the data and weights that it was made from."""
+    """Save the interpolated weights, so that restoring them needs neither data nor source weights."""
     if sharding.is_first_process():
-        shutil.rmtree(folder / MIXTURE, ignore_errors=True)  # of a run that was cut short, perhaps of another step
+        shutil.rmtree(folder / MIXTURE, ignore_errors=True)  # of an interrupted run
     sharding.wait_for_all("the mixture")
-    checkpoints = Checkpoints(folder / MIXTURE, task.replace(sizes={**task.sizes, "validation": 0}))  # the only one
+    checkpoints = Checkpoints(folder / MIXTURE, task.replace(sizes={**task.sizes, "validation": 0}))  # no score
     checkpoints.save(state.replace(opt_state=()), None)
     checkpoints.close()
 
 
 def best_wise_ft_share(task: Task, start: Any, end: Any) -> tuple[float, dict[str, float]]:
-    """Return the share of the way with the best validation score, of equals the largest, and the score of each.
+    """Return the share with the best validation score (of equal ones the largest), and share -> score.
 
     Args:
-        task: with a validation part.
+        task: a task with a validation split.
         start, end: variables before and after training.
     """
     scores = {}
@@ -276,7 +276,7 @@ def best_wise_ft_share(task: Task, start: Any, end: Any) -> tuple[float, dict[st
 
 
 def _train_runs(config: RunConfig, folder: Path) -> list[tuple[str, int, Path]]:
-    """Train the runs of a comparison or an ensemble, each in a folder of its own; return arm, seed and folder."""
+    """Train the runs of a comparison or an ensemble, each in its own folder; return (arm, seed, folder) of each."""
     members, trained = recipe.comparison_runs(config), []
     for arm, seed, member in members:
         run_folder = folder / arm / f"seed{seed}"
@@ -304,12 +304,12 @@ def _train_comparison(config: RunConfig, folder: Path) -> dict[str, Any]:
         write_json(folder / "summary.json", summary)
     say(plots.comparison_table(summary))
     if sharding.is_first_process():
-        say(f"picture: {plots.plot_comparison(summary, folder / 'comparison.png')}\nsummary: {folder / 'summary.json'}")
+        say(f"figure: {plots.plot_comparison(summary, folder / 'comparison.png')}\nsummary: {folder / 'summary.json'}")
     return summary
 
 
 def _train_ensemble(config: RunConfig, folder: Path) -> dict[str, Any]:
-    """Train the networks of an ensemble, then test them together, and what each step on the way adds."""
+    """Train the networks of an ensemble, then test and compare them."""
     start = time.monotonic()
     members = _train_runs(config, folder)
     summary = read_summary(folder)
@@ -331,7 +331,7 @@ def _train_ensemble(config: RunConfig, folder: Path) -> dict[str, Any]:
 def _ensemble_summary(
     config: RunConfig, folder: Path, measured: ensemble.Measured, members: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Return the summary of an ensemble, from what it shows on the test split and the summaries of its networks."""
+    """Return the summary of an ensemble from its evaluation and the summaries of its networks."""
     first, result = members[0], measured.result
     return {
         "config_name": config.name,
@@ -358,13 +358,13 @@ def _smoke(config: RunConfig) -> dict[str, bool]:
 
 
 def _validation_predictions(task: Task, variables: Any) -> Any:
-    """Return the predictions for the validation part, None if it is empty or the task reports nothing of it."""
+    """Return the predictions on the validation split; None if it is empty or the task has no report on it."""
     needed = task.reports_validation and task.sizes.get("validation")
     return evaluate_split(task, variables, "validation").evaluation.predictions if needed else None
 
 
 def _write_test_details(task: Task, evaluation: Evaluation, folder: Path) -> None:
-    """Write what is to be said of single test examples and classes."""
+    """Write details of single test examples and classes."""
     if not sharding.is_first_process() or evaluation.predictions is None:
         return
     if (details := task.test_details(evaluation.predictions)) is not None:
@@ -372,7 +372,7 @@ def _write_test_details(task: Task, evaluation: Evaluation, folder: Path) -> Non
 
 
 def _evaluation_summary(task: Task, evaluation: Evaluation, held_out: Any, folder: Path) -> dict[str, Any]:
-    """Return what a summary has beside the metrics: scores by class, and what the task reports and draws."""
+    """Return the parts of a summary besides the metrics: scores per class, and the reports of the task."""
     by_class = {"per_class": evaluation.per_class} if evaluation.per_class else {}
     missing = {"missing": dict(evaluation.missing)} if evaluation.missing else {}
     reported = task.report(evaluation.predictions, held_out, folder) if sharding.is_first_process() else {}
@@ -380,7 +380,7 @@ def _evaluation_summary(task: Task, evaluation: Evaluation, held_out: Any, folde
 
 
 def _class_table(per_class: Mapping[str, Mapping[str, float]]) -> str:
-    """Return the scores of each class, such as precision, recall and F1, drawn for the screen."""
+    """Return the scores of each class, such as precision, recall and F1, as a text table."""
     width, columns = max(map(len, per_class)), list(next(iter(per_class.values())))
     lines = [f"  {'':{width}}  " + "  ".join(f"{column:>5}" for column in columns)]
     for name, row in per_class.items():
@@ -391,6 +391,6 @@ def _class_table(per_class: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _format_metrics(values: dict[str, Any]) -> str:
-    """Return metrics in words; one that could not be measured is NaN, and None once it was written."""
+    """Return metrics as text; a metric that could not be measured is NaN here, and None in JSON."""
     measured = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
     return ", ".join(f"{name} {measured[name]:.4f}" if name in measured else f"{name} not measured" for name in values)

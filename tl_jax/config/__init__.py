@@ -1,4 +1,4 @@
-"""Configurations: fields and their checks, what recipes start from, and where the shipped recipes are."""
+"""Configurations: their fields, validation, and the shipped recipes."""
 
 from pathlib import Path
 

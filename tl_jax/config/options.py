@@ -1,11 +1,11 @@
-"""Options as frozen dataclasses: each component has one beside it, written once, with the meaning of every field.
+"""Options as frozen dataclasses, one per component, with the meaning of every field.
 
     @dataclass(frozen=True)
     class OptimConfig(Options):
         lr: float = option(1e-3, "peak learning rate", low=0.0)
 
-The editable configuration of a run, its flags, their checks and their documentation derive from these classes, see
-``schema``. Instances are immutable and hashable, so that jitted functions may take them as static arguments.
+The editable configuration of a run, its flags, their checks and their documentation are generated from these classes,
+see ``schema``. Instances are immutable and hashable, so that jitted functions can take them as static arguments.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ T = TypeVar("T", bound="Options")
 
 
 class Field(NamedTuple):
-    """One field; ``low`` and ``high`` are inclusive limits of numbers.
+    """Description of one field; ``low`` and ``high`` are inclusive limits of a number.
 
-    ``choices`` may be a function, for names that are added after this was made, such as models of the user's own.
+    ``choices`` may be a function, so that names registered later are included.
     """
 
     default: Any
@@ -40,16 +40,16 @@ def option(
     inherited: bool = False,
     entries: Any = None,
 ) -> Any:
-    """Return a field of a dataclass of options.
+    """Return a dataclass field of options.
 
     Args:
-        default: value of the field, and by its type that of all values.
-        doc: meaning and unit, in a few words.
-        choices: the names that it may have; empty for any.
-        low: least value of a number.
-        high: largest value of a number.
-        inherited: whether the attribute is None, rather than ``default``, where nobody set it: another field decides.
-        entries: class of options of which the field holds a tuple.
+        default: default value, whose type is that of all values.
+        doc: short description with the unit.
+        choices: allowed names; empty for any.
+        low: minimum of a number.
+        high: maximum of a number.
+        inherited: whether the attribute is None, rather than ``default``, when unset, so that another field decides.
+        entries: options class of the entries, if the field holds a tuple of them.
     """
     metadata = {"option": Field(default, doc, choices, low, high), "entries": entries, "inherited": inherited}
     value = None if inherited else _freeze(default)
@@ -57,19 +57,19 @@ def option(
 
 
 def group(cls: type[T]) -> Any:
-    """Return a field of a dataclass of options that holds other options, with their defaults."""
+    """Return a dataclass field that holds nested options, with their defaults."""
     return dataclasses.field(default_factory=cls, metadata={"group": cls})
 
 
 def _freeze(value: Any) -> Any:
-    """Return the value with tuples for lists and immutable mappings for dicts, so that it has a hash."""
+    """Convert lists to tuples and dicts to immutable mappings, so that the value is hashable."""
     if hasattr(value, "items"):
         return FrozenDict({key: _freeze(entry) for key, entry in value.items()})
     return tuple(map(_freeze, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _freeze_entries(values: Any, cls: type[T]) -> Any:
-    """Return the options of each mapping; what is none stays as it is, for the checks of values to name."""
+    """Convert mappings to options; leave other values to ``validate``."""
     if not isinstance(values, (tuple, list)):
         return values
     return tuple(cls.from_dict(value) if hasattr(value, "items") else value for value in values)
@@ -85,11 +85,11 @@ def _thaw(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Base of the dataclasses of options."""
+    """Base class of options."""
 
     @classmethod
     def fields(cls) -> dict[str, Field]:
-        """Return the fields by name, those of groups by their dotted path."""
+        """Return name -> field, nested options by dotted path."""
         found = {}
         for field in dataclasses.fields(cls):
             if inner := field.metadata.get("group"):
@@ -100,7 +100,7 @@ class Options:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the options of nested values by name, such as a ConfigDict; what is left out has its default."""
+        """Return options from nested values, such as a ConfigDict; missing values take their default."""
         found = {}
         for field in dataclasses.fields(cls):
             if field.name not in values:
@@ -113,7 +113,7 @@ class Options:
         return cls(**found)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values by name, those of groups as dicts in it; without those that nobody set."""
+        """Return the set values as nested dicts."""
         found = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -123,7 +123,7 @@ class Options:
         return found
 
     def flat(self) -> dict[str, Any]:
-        """Return the values by the dotted paths of ``fields``."""
+        """Return dotted path -> value, for the paths of ``fields``."""
         groups = {field.name for field in dataclasses.fields(self) if "group" in field.metadata}
         found = {}
         for name, value in self.to_dict().items():
@@ -132,7 +132,7 @@ class Options:
         return found
 
     def narrow(self, cls: type[T], **values: Any) -> T:
-        """Return the options of ``cls`` among these, such as those of a base class, with other values for some."""
+        """Return these options as ``cls``, for example a base class, with some values replaced."""
         shared = {
             field.name: getattr(self, field.name) for field in dataclasses.fields(cls) if hasattr(self, field.name)
         }

@@ -1,4 +1,4 @@
-"""What recipes start from, and share. Those in ``recipes_dir()`` override a few of the fields."""
+"""Defaults and shared settings of recipes; those in ``recipes_dir()`` override a few fields."""
 
 import importlib.util
 import re
@@ -13,8 +13,8 @@ from tl_jax.utils.registry import IMPORT_HINT
 
 __all__ = ["PHASE_FIELDS", "Config", "get_config"]
 
-MEMBER = "member"  # folder of the runs of an ensemble, which stand there as those of an arm do
-PHASE_FIELD_NAME = re.compile(r"phases\[(\d+)\]\.(.*)")  # as flags and arms name it
+MEMBER = "member"  # folder of an ensemble's runs, laid out like those of an arm
+PHASE_FIELD_NAME = re.compile(r"phases\[(\d+)\]\.(.*)")  # in flags and arms
 
 
 def load(name: str) -> Any:
@@ -28,10 +28,10 @@ def load(name: str) -> Any:
 
 
 def variants(config: Config, variant: str, **choices: Callable[[Config], None]) -> Config:
-    """Apply the variant that stands behind the colon of ``--config=FILE:VARIANT``; empty is the recipe as it is."""
+    """Apply the variant of ``--config=FILE:VARIANT``; an empty one leaves the recipe unchanged."""
     if variant:
         if not choices:
-            raise UserError(f"{config.name} has no variants; leave :{variant} out, or pass some to recipe.variants")
+            raise UserError(f"{config.name} has no variants; remove :{variant}, or pass variants to recipe.variants")
         if variant not in choices:
             raise UserError(f"{config.name} has no variant {variant!r}; {nearest(variant, choices)}; {IMPORT_HINT}")
         config.name += f"_{variant}"
@@ -40,9 +40,9 @@ def variants(config: Config, variant: str, **choices: Callable[[Config], None]) 
 
 
 def fine_tuning(config: Config) -> None:
-    """Set what the recipes for accelerators share: light augmentation, AdamW with warm-up and cosine, clipping."""
+    """Set the defaults of accelerator recipes: light augmentation, AdamW with warmup and cosine decay, clipping."""
     config.augment.flip = True
-    if "crop_pad" in config.augment:  # which boxes cannot follow
+    if "crop_pad" in config.augment:  # not for boxes
         config.augment.crop_pad = 4
     config.batch_size = 128
     config.optim.schedule = "cosine"
@@ -52,7 +52,7 @@ def fine_tuning(config: Config) -> None:
 
 
 def fine_tuning_text(config: Config) -> None:
-    """Set what the text recipes share: a BERT of the hub, AdamW with warm-up and linear decay, three epochs."""
+    """Set the defaults of text recipes: a hub BERT, AdamW with warmup and linear decay, three epochs."""
     config.model.name = "bert"
     config.init.source = "huggingface"
     config.init.path = "google-bert/bert-base-uncased"
@@ -67,7 +67,7 @@ def fine_tuning_text(config: Config) -> None:
 
 
 def smoke_text(config: Config) -> None:
-    """Shrink a text recipe to seconds: the small BERT that ships, and 64 texts of the installed libraries."""
+    """Shrink a text recipe to seconds: the small shipped BERT, and 64 texts from installed libraries."""
     smoke(config)
     config.input.max_length = 32
     config.init.source = "tl_jax"
@@ -76,7 +76,7 @@ def smoke_text(config: Config) -> None:
 
 
 def policy(config: Config) -> None:
-    """Set what the recipes of policies share: PPO with Adam, whose rate falls linearly, from random weights."""
+    """Set the defaults of policy recipes: PPO, Adam with linear decay, random initialization."""
     config.model.name = models.POLICY
     config.init.source = "random"
     config.batch_size = 2048
@@ -88,7 +88,7 @@ def policy(config: Config) -> None:
 
 
 def smoke_policy(config: Config) -> None:
-    """Shrink a recipe of a policy to seconds."""
+    """Shrink a policy recipe to seconds."""
     config.smoke = True
     config.rl.total_timesteps = 4096
     config.rl.num_envs = 8
@@ -100,15 +100,15 @@ def smoke_policy(config: Config) -> None:
 
 
 def smoke(config: Config) -> None:
-    """Shrink a recipe to seconds: 64 examples, from ``data.dir`` if given and drawn if not, and an epoch a phase."""
+    """Shrink a recipe to seconds: 64 examples, synthetic without ``data.dir``, and one epoch per phase."""
     config.smoke = True
     config.data.generate = True
     config.data.train_examples = 64
-    if "test_examples" in config.data:  # faces are tested by person
+    if "test_examples" in config.data:  # faces are split by person
         config.data.test_examples = 64
     config.batch_size = 16
     config.eval_batch_size = 64
-    if "size" in config.input:  # of images
+    if "size" in config.input:  # images
         config.input.size = 32
     config.min_steps = 0
     if not config.phases:
@@ -118,7 +118,7 @@ def smoke(config: Config) -> None:
 
 
 def override(config: Config, changes: tuple[tuple[str, Any], ...]) -> Config:
-    """Return a copy of ``config`` with ``(field, value)`` pairs put in; a UserError names what does not fit."""
+    """Return a copy of ``config`` with ``(field, value)`` changes; raise a UserError for one that is invalid."""
     config = schema.edit(config)
     for path, value in changes:
         path, value = renames.current_name(path), renames.rename_entries(path, value)
@@ -131,22 +131,22 @@ def override(config: Config, changes: tuple[tuple[str, Any], ...]) -> Config:
         try:
             config.update_from_flattened_dict({path: value})
         except (TypeError, ValueError) as e:
-            raise UserError(f"config.{path}={value!r} does not fit: {e}") from None
+            raise UserError(f"config.{path}={value!r}: wrong type ({e}); pass a value like the default") from None
     return config
 
 
 def set_in_phase(config: Config, index: int, name: str, value: Any) -> None:
-    """Set a field of one of the phases of ``config``, whether the phase has it already or not; phases count from 0.
+    """Set a field of phase ``index`` of ``config``, counted from 0, whether or not the phase sets it already.
 
     Raises:
-        UserError: no such phase or field.
+        UserError: unknown phase or field.
     """
     check_known(name, PHASE_FIELDS, f"config.phases[{index}].")
     count = len(config.phases)
     if index >= count:
         available = f"{count} phase{'s' * (count != 1)}, phases[0] to phases[{count - 1}]" if count else "no phases"
         raise UserError(
-            f"config.phases[{index}]: {config.name} has {available}; set one of these, or the whole of phases"
+            f"config.phases[{index}]: {config.name} has {available}; set one of these, or all of config.phases"
         )
     phases = [dict(phase) for phase in config.phases]
     phases[index][name] = value
@@ -154,17 +154,17 @@ def set_in_phase(config: Config, index: int, name: str, value: Any) -> None:
 
 
 def with_task(config: Config, task: str) -> Config:
-    """Return the defaults of a kind of task with what ``config`` has of its fields."""
+    """Return the defaults of a task with the values of ``config`` for the fields that it shares."""
     other = get_config(task)
     values = schema.flatten_config(config, schema.all_fields())
     known = schema.TASKS[task].fields()
-    with other.unlocked():  # model.options has whatever the model class takes
+    with other.unlocked():  # model.options holds any argument of the model class
         other.update_from_flattened_dict({k: v for k, v in values.items() if k in known and k != "task"})
     return other
 
 
 def comparison_runs(config: Config) -> list[tuple[str, int, Config]]:
-    """Return (arm, seed, configuration) of every run that a comparison or an ensemble is made of, seed by seed."""
+    """Return (arm, seed, configuration) of each run of a comparison or ensemble, seed by seed."""
     if config.ensemble:
         return _ensemble_runs(config)
     arms = config.arms or ((config.name, ()),)
@@ -180,8 +180,8 @@ def comparison_runs(config: Config) -> list[tuple[str, int, Config]]:
 def _ensemble_runs(config: Config) -> list[tuple[str, int, Config]]:
     """Return (MEMBER, seed, configuration) of each network of an ensemble.
 
-    None of them is calibrated: the mean of calibrated probabilities is not sure enough, so one temperature is fitted to
-    the mean (Rahaman and Thiery 2021, arXiv:2007.08792).
+    The networks are not calibrated: the mean of calibrated probabilities is underconfident, so one temperature is
+    fitted to the mean (Rahaman and Thiery 2021, arXiv:2007.08792).
     """
     is_calibrated = "calibrate" in schema.TASKS[config.task].fields()
     single_run = (("ensemble", 0), *((("calibrate", False),) if is_calibrated else ()))

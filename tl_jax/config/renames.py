@@ -1,6 +1,6 @@
-"""Fields under the names that they had in 0.1: in runs of that time, on command lines and in people's own recipes.
+"""Field names of version 0.1, which stored runs, command lines and user recipes may still use.
 
-The old names work for one release, with a warning.
+They work for one release, with a warning.
 """
 
 import warnings
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from tl_jax.utils.errors import nearest
 
-# Of the whole configuration. A field keeps its group, so that a group alone can tell what an old name means.
+# A field keeps its group, so that old names can be looked up within a group.
 RENAMED_FIELDS = {
     "detect.most": "detect.max_detections",
     "detect.overlap": "detect.nms_iou",
@@ -38,24 +38,24 @@ RENAMED_FIELDS = {
     "save_rest": "min_checkpoint_interval",
     "test_on": "eval_checkpoint",
 }
-# Of an entry of ``phases``.
+# Within an entry of ``phases``.
 RENAMED_PHASE_FIELDS = {"rates": "lr_multipliers"}
 
 
 class RenamedField(FutureWarning):
-    """Fields were used under old names: ``names`` maps each to today's."""
+    """Warning that fields were set by old names; ``names`` maps old -> current."""
 
     def __init__(self, names: Mapping[str, str]):
-        super().__init__(dict(names))  # as the argument, so that the warning can be pickled
+        super().__init__(dict(names))  # so that the warning can be pickled
         self.names = dict(names)
 
     def __str__(self) -> str:
-        changes = ", ".join(f"{old} is {new}" for old, new in self.names.items())
-        return f"fields have other names since 0.2: {changes}; change them"
+        changes = ", ".join(f"{old} is now {new}" for old, new in self.names.items())
+        return f"fields were renamed in 0.2: {changes}; change them"
 
 
 def current_name(path: str) -> str:
-    """Return today's name of a field, such as "rl.worlds" or "phases[0].rates"; warns if that is another one."""
+    """Return the current name of a field, such as "rl.worlds" or "phases[0].rates"; warn if it was renamed."""
     new = _current_name(path)
     if new != path:
         warnings.warn(RenamedField({path: new}), stacklevel=3)
@@ -63,7 +63,7 @@ def current_name(path: str) -> str:
 
 
 def rename_entries(field: str, value: Any) -> Any:
-    """Return the value of a field, with today's names in ``phases`` and ``arms``; warns of those that were others."""
+    """Return the value of a field with current names in ``phases`` and ``arms``; warn about renamed ones."""
     names: dict[str, str] = {}
     renamed = _rename_entries(field, value, names) if field in ENTRIES else value
     if names:
@@ -72,9 +72,9 @@ def rename_entries(field: str, value: Any) -> Any:
 
 
 def rename_fields(content: Mapping[str, Any], warn: bool = True) -> dict[str, Any]:
-    """Return a stored configuration, nested by groups, under today's names; one warning names all that were others.
+    """Return a stored configuration with current names, with one warning about all renamed fields.
 
-    An old name beside today's is left as it is, so that it is refused as unknown.
+    If both an old and the current name are present, the old one is kept, so that it is refused as unknown.
     """
     names: dict[str, str] = {}
     renamed = _rename_level(content, "", names)
@@ -86,13 +86,13 @@ def rename_fields(content: Mapping[str, Any], warn: bool = True) -> dict[str, An
 
 def _current_name(path: str) -> str:
     group, dot, name = path.rpartition("].")
-    if dot:  # of phases
+    if dot:  # a field of a phase
         return group + dot + RENAMED_PHASE_FIELDS.get(name, name)
     return RENAMED_FIELDS.get(path, path)
 
 
 def _rename_level(content: Mapping[str, Any], group: str, names: dict[str, str]) -> dict[str, Any]:
-    """Return one level of a configuration under today's names, and add the old ones to ``names``."""
+    """Return one level of a configuration with current names; add renamed ones to ``names``."""
     renamed = {}
     for key, value in content.items():
         new = RENAMED_FIELDS.get(group + key, group + key).removeprefix(group)
@@ -104,7 +104,7 @@ def _rename_level(content: Mapping[str, Any], group: str, names: dict[str, str])
 
 
 def _rename_phase(entry: Any, names: dict[str, str]) -> Any:
-    """Return an entry of ``phases`` under today's names; one that is no dict is left to the checks of values."""
+    """Return an entry of ``phases`` with current names; leave other values to ``validate``."""
     if not isinstance(entry, Mapping):
         return entry
     here = {old: new for old, new in RENAMED_PHASE_FIELDS.items() if old in entry and new not in entry}
@@ -113,7 +113,7 @@ def _rename_phase(entry: Any, names: dict[str, str]) -> Any:
 
 
 def _rename_arm(entry: Any, names: dict[str, str]) -> Any:
-    """Return an arm (name, changes) under today's names; one that is none is left to the checks of values."""
+    """Return an arm (name, changes) with current names; leave malformed ones to ``validate``."""
     try:
         name, changes = entry
         names |= {field: _current_name(field) for field, _ in changes if _current_name(field) != field}
@@ -124,7 +124,7 @@ def _rename_arm(entry: Any, names: dict[str, str]) -> Any:
         return entry
 
 
-ENTRIES = {"phases": _rename_phase, "arms": _rename_arm}  # fields whose values name fields
+ENTRIES = {"phases": _rename_phase, "arms": _rename_arm}  # fields whose values contain field names
 
 
 def _rename_entries(field: str, value: Any, names: dict[str, str]) -> Any:
@@ -134,14 +134,14 @@ def _rename_entries(field: str, value: Any, names: dict[str, str]) -> Any:
 
 
 class RenamingDict(ConfigDict):
-    """A configuration, or a group of one, in which recipes may still use the old name of a field."""
+    """A ConfigDict that accepts old names of fields, with a warning."""
 
     def __getattr__(self, attribute: str) -> Any:
         return super().__getattr__(self._current_name(attribute))
 
     def __setattr__(self, attribute: str, value: Any) -> None:
         if attribute == "task" and "task" in self and value != self.task:
-            raise AttributeError(f"the fields depend on the kind of task; start from recipe.get_config({value!r})")
+            raise AttributeError(f"config.task: cannot be changed; start from recipe.get_config({value!r})")
         name = self._current_name(attribute)
         if not name.startswith("_") and name not in self and self.is_locked:
             raise AttributeError(f"unknown field {name!r}; {nearest(name, map(str, self.keys()))}")

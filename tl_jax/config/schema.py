@@ -1,7 +1,7 @@
-"""The configuration of a run, in its editable form and in its frozen one, from the options of each component.
+"""The configuration of a run in an editable and a frozen form, generated from the options of each component.
 
-Recipes and flags change the editable form, an ``ml_collections.ConfigDict`` with the fields that mean something for the
-kind of task. ``freeze`` makes of it the dataclasses that the library takes.
+Recipes and flags change the editable form, an ``ml_collections.ConfigDict`` with the fields of the task. ``freeze``
+converts it to the dataclasses that the library uses.
 """
 
 import difflib
@@ -15,7 +15,7 @@ from typing import Any
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from tl_jax import tasks  # noqa: F401  # which fills TASKS
+from tl_jax import tasks  # noqa: F401  # registers the tasks
 from tl_jax.config.options import Field
 from tl_jax.config.renames import RenamingDict
 from tl_jax.train.run_config import RunConfig
@@ -24,13 +24,13 @@ from tl_jax.transfer.phases import PhaseConfig
 from tl_jax.utils.errors import UserError, nearest
 from tl_jax.utils.registry import IMPORT_HINT
 
-Config = Any  # a ConfigDict, whose own annotations give each field the union of all types that one may have
+Config = Any  # a ConfigDict, whose annotations are too wide
 DEFAULT_TASK = "image"
 PHASE_FIELDS = PhaseConfig.fields()
 
 
 def get_config(task: str = DEFAULT_TASK) -> Config:
-    """Return the defaults of a kind of task, locked: an unknown field is an error that suggests the nearest name."""
+    """Return the defaults of a task, locked: setting an unknown field raises an error with the nearest name."""
     fields = TASKS[task].fields()
     defaults = {path: field.default for path, field in fields.items()} | {"task": task}
     nested = traverse_util.unflatten_dict(defaults, sep=".")
@@ -41,41 +41,41 @@ def get_config(task: str = DEFAULT_TASK) -> Config:
 
 
 def freeze(config: Any) -> RunConfig:
-    """Return a configuration as immutable dataclasses; one that is frozen already is returned as it is."""
+    """Return a configuration as immutable dataclasses; a frozen one is returned unchanged."""
     return config if isinstance(config, RunConfig) else TASKS[config["task"]].config_class.from_dict(config)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """Return a frozen configuration as nested dicts of the fields that mean something for its kind of task."""
+    """Return a frozen configuration as nested dicts with the fields of its task."""
     values, fields = config.flat(), TASKS[config.task].fields()
     return traverse_util.unflatten_dict({path: values[path] for path in fields}, sep=".")
 
 
 def edit(config: Any) -> Config:
-    """Return a copy of a configuration, frozen or not, in its editable form."""
+    """Return an editable copy of a configuration, frozen or not."""
     if not isinstance(config, RunConfig):
         return ConfigDict(config.copy_and_resolve_references())
     editable = get_config(config.task)
-    with editable.unlocked():  # model.options has whatever the model class takes
+    with editable.unlocked():  # model.options holds any argument of the model class
         editable.update(ConfigDict(to_dict(config)))
     return editable
 
 
 def unused_fields(task: str) -> set[str]:
-    """Return the fields of other kinds of tasks, and the groups of which a kind of task has none."""
+    """Return the fields that only other tasks have, and the groups without a field of this task."""
     used, known = TASKS[task].fields(), all_fields()
     groups = {path.rpartition(".")[0] for path in known} - {path.rpartition(".")[0] for path in used}
     return (known.keys() - used.keys()) | groups
 
 
 def default_workdir(config: Any) -> str:
-    """Return ``runs/NAME-HASH``: the same configuration finds its folder again, another one gets its own."""
+    """Return ``runs/NAME-HASH``, with a hash of the configuration."""
     text = json.dumps(to_dict(freeze(config)), sort_keys=True, default=str)
     return f"runs/{config.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def flatten_config(config: Any, fields: Mapping[str, Field], prefix: str = "") -> dict[str, Any]:
-    """Return the values of a nested configuration by dotted path; a dict that is itself a field is not entered."""
+    """Return dotted path -> value of a nested configuration; a dict that is itself a field is kept."""
     values = {}
     for key, value in config.items():
         path = prefix + key
@@ -87,7 +87,7 @@ def flatten_config(config: Any, fields: Mapping[str, Field], prefix: str = "") -
 
 
 def check_known(path: str, fields: Mapping[str, Field], prefix: str = "config.") -> None:
-    """Refuse a path that is no field, with the nearest one or the fields of its group."""
+    """Raise a UserError for an unknown field, with the nearest name or the fields of its group."""
     if path not in fields:
         group = path.rpartition(".")[0]
         siblings = [field for field in fields if field.rpartition(".")[0] == group]
@@ -97,27 +97,27 @@ def check_known(path: str, fields: Mapping[str, Field], prefix: str = "config.")
 
 
 def set_field(config: Any, path: str, value: Any) -> None:
-    """Set a field of a configuration, such as "optim.lr"; a UserError says which there are."""
+    """Set a field of a configuration, such as "optim.lr"; raise a UserError if it is unknown."""
     check_of_task(path, config.task)
     config.update_from_flattened_dict({path: str(value) if isinstance(value, Path) else value})
 
 
 def check_of_task(path: str, task: str) -> None:
-    """Refuse a path that is no field of a kind of task, and say so if it is one of another kind."""
+    """Raise a UserError if a task lacks the field; it names the tasks that have it."""
     fields = TASKS[task].fields()
     if path not in fields and path in all_fields():
         kinds = [kind for kind, other in TASKS.items() if path in other.fields()]
-        raise UserError(f"config.{path} has no effect with config.task={task}; it is for task={', '.join(kinds)}")
+        raise UserError(f"config.{path} has no effect with config.task={task}; use it with task={', '.join(kinds)}")
     check_known(path, fields)
 
 
 def all_fields() -> dict[str, Field]:
-    """Return the fields of all kinds of tasks, by path."""
+    """Return path -> field for the fields of all tasks."""
     return {path: field for cls in TASKS.values() for path, field in cls.config_class.fields().items()}
 
 
 def check_value(name: str, value: Any, field: Field) -> None:
-    """Refuse a value of the wrong type or out of range; ``name`` is the field's full name."""
+    """Raise a UserError for a value of the wrong type or out of range; ``name`` is the full name of the field."""
     default = field.default
     if isinstance(default, (int, float)) and not isinstance(default, bool):
         types = (int, float) if isinstance(default, float) else int
@@ -134,5 +134,5 @@ def check_value(name: str, value: Any, field: Field) -> None:
         raise UserError(f"{name}={value!r} is not of type {type(default).__name__} ({field.doc})")
     choices = field.choices() if callable(field.choices) else field.choices
     if choices and value not in choices:
-        hint = f"; {IMPORT_HINT}" if callable(field.choices) else ""  # there may be some of the user's own
+        hint = f"; {IMPORT_HINT}" if callable(field.choices) else ""  # users can register more
         raise UserError(f"{name}={value!r} is unknown; {nearest(str(value), choices)}{hint}")

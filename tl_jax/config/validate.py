@@ -1,7 +1,6 @@
-"""Validation of configurations before anything is loaded: contradictions, and fields without effect.
+"""Validate configurations before anything is loaded: values, contradictions, and fields without effect.
 
-A field that belongs to another kind of task, or that another field leaves without effect, is refused, so that nobody
-attributes a result to it.
+A field that the task lacks, or that another field disables, is refused, so that no result is attributed to it.
 """
 
 from collections.abc import Callable
@@ -22,28 +21,28 @@ from tl_jax.utils.registry import IMPORT_HINT
 
 
 def task_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflicts:
-    """Return the conflicts of fields with the kind of task."""
+    """Return the conflicts of fields with the task: message -> whether it applies."""
     task, kind = TASKS[config.task], config.task
     return {
-        f"model.name={config.model.name} is no network for task={kind}; take one of {', '.join(task.networks())}": (
+        f"model.name={config.model.name} is no network for task={kind}; choose one of {', '.join(task.networks())}": (
             config.model.name not in task.networks()
         ),
-        f"init.source={config.init.source} has nothing for task={kind}; take one of {', '.join(task.sources())}": (
+        f"init.source={config.init.source} has no weights for task={kind}; choose one of {', '.join(task.sources())}": (
             config.init.source not in task.sources()
         ),
         **task.conflicts(config, changed),
     }
 
 
-# What moves features, or slows what lies below the head: nothing where the head alone trains.
+# Fields that act on the backbone, without effect if only the head is trained.
 BACKBONE_FIELDS = ("optim.layer_decay", "regularize.stochastic_norm")
-# What draws every picture anew in each step.
+# Terms that change every image in each step.
 PER_STEP_TERMS = ("mixup", "cutmix", "stochastic_norm", "drop_path")
 TWO_VIEW_PRETEXTS = ("simclr", "simsiam")
 
 
 def effect_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflicts:
-    """Return the fields that have no effect beside others."""
+    """Return the fields that other fields disable: message -> whether it applies."""
     return {
         **_training_conflicts(config, changed),
         **(_caching_conflicts(config, changed) if hasattr(config, "cache") else {}),
@@ -52,7 +51,7 @@ def effect_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflic
 
 
 def _sets(phase: PhaseConfig, *names: str) -> bool:
-    """Whether a phase has one of these fields of its own."""
+    """Return whether a phase sets one of these fields."""
     return any(getattr(phase, name) is not None for name in names)
 
 
@@ -67,25 +66,25 @@ def _training_conflicts(config: Any, changed: Callable[..., bool]) -> Conflicts:
     ]  # fmt: skip
     defaults = OptimConfig()
     return {
-        f"{(unused or [''])[0]} has no effect where the head alone trains; choose another config.freeze.recipe": unused,
-        "regularize.l2_sp has no effect where adapters and the head alone train, which are new; set l2_sp_head": (
+        f"{(unused or [''])[0]} has no effect if only the head is trained; choose another config.freeze.recipe": unused,
+        "regularize.l2_sp has no effect if only adapters and the head are trained; set config.regularize.l2_sp_head": (
             recipes and recipes <= {"head", "adapters"} and changed("regularize.l2_sp")
         ),
         f"{(untrained or [''])[0]} has no effect with config.epochs=0": (
             untrained and not config.epochs and not phases
         ),
-        f"optim.momentum is that of config.optim.name=sgd; set it back to {defaults.momentum:g}": (
+        f"optim.momentum has an effect with config.optim.name=sgd only; set it back to {defaults.momentum:g}": (
             changed("optim.momentum") and config.optim.name != "sgd"
         ),
-        f"optim.epsilon is that of config.optim.name=adam; set it back to {defaults.epsilon:g}": (
+        f"optim.epsilon has an effect with config.optim.name=adam only; set it back to {defaults.epsilon:g}": (
             changed("optim.epsilon") and config.optim.name != "adam"
         ),
-        f"{(overridden or [''])[0]} has no effect: every phase has its own": overridden,
+        f"{(overridden or [''])[0]} has no effect: every phase sets its own": overridden,
     }
 
 
 def _freeze_recipes(config: RunConfig) -> set[str]:
-    """Return the recipes of the phases that learn from labels; "" stands for rules."""
+    """Return the freezing recipes of the supervised phases; "" stands for rules."""
     phases = config.phases or (PhaseConfig(),)
     freezing = [phase.freezing(config.freeze) for phase in phases if phase.objective != PRETEXT]
     return {"" if freeze_config.rules else freeze_config.recipe for freeze_config in freezing}
@@ -99,11 +98,13 @@ def _caching_conflicts(config: Any, changed: Callable[..., bool]) -> Conflicts:
     return {
         f"{(unused or [''])[0]} has no effect with config.cache.features=off": unused
         and config.cache.features == "off",
-        "cache.views has no effect where nothing is augmented": config.cache.views and not augmented,
-        f"cache.views has no effect beside config.regularize.{(per_step or [''])[0]}, which takes every picture anew": (
+        "cache.views has no effect without augmentation; set config.augment, or leave it at 0": (
+            config.cache.views and not augmented
+        ),
+        f"cache.views has no effect with config.regularize.{(per_step or [''])[0]}, which changes images each step": (
             config.cache.views and per_step
         ),
-        "cache.views has no effect beside config.pretext.weight or test_views": (
+        "cache.views has no effect with config.pretext.weight or test_views": (
             config.cache.views and (config.pretext.weight or changed("test_views"))
         ),
     }
@@ -114,25 +115,25 @@ def _pretext_conflicts(config: Any, changed: Callable[..., bool]) -> Conflicts:
     supervised = not config.phases or any(phase.objective != PRETEXT for phase in config.phases)
     view_fields = [path for path in ("pretext.width", "pretext.crop", "pretext.jitter") if changed(path)]
     return {
-        f"{(view_fields or [''])[0]} is that of config.pretext.name=simclr or simsiam": (
+        f"{(view_fields or [''])[0]} has an effect with config.pretext.name=simclr or simsiam only": (
             view_fields and name and name not in TWO_VIEW_PRETEXTS
         ),
-        "pretext.weight has no effect: no phase learns from labels": config.pretext.weight and not supervised,
+        "pretext.weight has no effect: no phase is supervised": config.pretext.weight and not supervised,
     }
 
 
 def validate(config: Config | RunConfig) -> RunConfig:
-    """Return a configuration frozen; refuse unknown fields, values out of range and fields without effect.
+    """Return the frozen configuration; refuse unknown fields, values out of range and fields without effect.
 
     Nothing is loaded.
 
     Raises:
-        UserError: names the field, its value, and what it may be.
+        UserError: names the field, its value, and the allowed values.
     """
     if config.task not in TASKS:
         raise UserError(f"config.task={config.task!r} is unknown; {nearest(str(config.task), TASKS)}; {IMPORT_HINT}")
     fields = TASKS[config.task].fields()
-    if isinstance(config, RunConfig):  # which has all fields of its class
+    if isinstance(config, RunConfig):  # has all fields of its class
         defaults = config.fields()
         values = {p: v for p, v in config.flat().items() if p in fields or v != defaults[p].default}
     else:
@@ -150,14 +151,14 @@ def validate(config: Config | RunConfig) -> RunConfig:
     prefixes.check_renames(frozen.init.rename)
     freeze_rules.check_rules([(frozen.adapt.targets, "config.adapt.targets")])
     task = TASKS[frozen.task]
-    phases.resolve(frozen, {"train": 1, "unlabelled": 1}, task.stage_names(frozen), task.extra_heads)  # malformed rules
+    phases.resolve(frozen, {"train": 1, "unlabelled": 1}, task.stage_names(frozen), task.extra_heads)  # check rules
     if frozen.seeds or frozen.arms:
         _check_arms(config)
     return frozen
 
 
 def _check_phase(name: str, phase: Any) -> None:
-    """Refuse an entry of ``phases``, of the editable form, that is no phase."""
+    """Refuse an invalid entry of ``phases``."""
     if isinstance(phase, PhaseConfig):
         phase = phase.to_dict()
     if not hasattr(phase, "items"):
@@ -166,17 +167,17 @@ def _check_phase(name: str, phase: Any) -> None:
         check_known(key, PHASE_FIELDS, f"{name}.")
         check_value(f"{name}.{key}", value, PHASE_FIELDS[key])
     if not {"name", "epochs"} <= set(phase):
-        raise UserError(f"{name} needs a name and a number of epochs")
+        raise UserError(f"{name}: name or epochs is missing; set both")
     if "recipe" in phase and phase.get("rules"):
-        raise UserError(f"{name} has a recipe and rules; leave one out")
+        raise UserError(f"{name} has a recipe and rules; remove one")
 
 
 def _check_conflicts(config: RunConfig) -> None:
-    """Refuse fields that another field would make meaningless, rather than ignore them."""
+    """Refuse fields that another field disables, rather than ignore them."""
     values, fields = config.flat(), config.fields()
 
     def changed(*paths: str) -> bool:
-        """Whether one of the fields, of those that the kind of task has, is not as by default."""
+        """Return whether one of the fields, if the task has it, differs from its default."""
         return any(values[path] != fields[path].default for path in paths if path in fields)
 
     for i, phase in enumerate(config.phases):
@@ -201,10 +202,11 @@ def _check_conflicts(config: RunConfig) -> None:
 def _init_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflicts:
     loaded, is_probe = config.init.source != "random", config.init.head in ("logistic", "ridge")
     return {
-        "init.path is not read with config.init.source=random; name its source": (
+        "init.path has no effect with config.init.source=random; set its source": (
             not loaded and config.init.path and not TASKS[config.task].random_files
         ),
-        "init.head=keep needs weights, not config.init.source=random": not loaded and config.init.head == "keep",
+        "init.head=keep needs pretrained weights; change config.init.source=random": not loaded
+        and config.init.head == "keep",
         f"init.rename has no effect with config.init.source={config.init.source}": (
             config.init.source in ("random", "tl_jax") and config.init.rename
         ),
@@ -212,7 +214,7 @@ def _init_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflict
         "data.train_examples and config.data.per_class are both set; leave one at 0": (
             config.data.train_examples and config.data.per_class
         ),
-        "seed has no effect beside config.seeds; change those": config.seeds and changed("seed"),
+        "seed has no effect with config.seeds; change config.seeds": config.seeds and changed("seed"),
         "init.strength has an effect with config.init.head=logistic or ridge only": (
             changed("init.strength") and not is_probe
         ),
@@ -222,24 +224,24 @@ def _init_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflict
         "init.start_loss has an effect with config.init.head=logistic or ridge, and training, only": (
             changed("init.start_loss") and not (is_probe and config.trains)
         ),
-        "init.folds=1 holds nothing out; set it to 2 or more, or to 0": config.init.folds == 1,
+        "init.folds=1 leaves no validation fold; set it to 2 or more, or to 0": config.init.folds == 1,
     }
 
 
 def _method_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflicts:
     task, auto = TASKS[config.task], config.method == AUTO
     return {
-        f"method=auto is for tasks with one class an example, not config.task={config.task}; leave it empty": (
+        f"method=auto needs one class per example, which config.task={config.task} lacks; leave it empty": (
             auto and not task.can_choose_method
         ),
-        "method=auto starts from trained weights, not config.init.source=random": (
+        "method=auto needs pretrained weights; change config.init.source=random": (
             auto and config.init.source == "random"
         ),
-        "method=auto chooses what config.phases would say; leave one of them out": auto and config.phases,
-        "method=auto chooses how weights are mixed; leave config.wise_ft out": auto and config.wise_ft,
-        "method=auto tries probes of labels; leave config.pretext.name out": auto and config.pretext.name,
-        "method=auto has nothing to choose with config.epochs=0; leave one of them out": auto and not config.epochs,
-        "method=auto fits the head; leave config.init.head out": auto
+        "method=auto sets config.phases; leave one of them empty": auto and config.phases,
+        "method=auto sets config.wise_ft; leave one of them unset": auto and config.wise_ft,
+        "method=auto is supervised; leave config.pretext.name empty": auto and config.pretext.name,
+        "method=auto has no effect with config.epochs=0; change one of them": auto and not config.epochs,
+        "method=auto fits the head; leave config.init.head=new": auto
         and task.can_choose_method
         and config.init.head != "new",
         "budget has an effect with config.method=auto only": config.budget and not auto,
@@ -250,47 +252,45 @@ def _ensemble_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conf
     can_average, size = TASKS[config.task].can_average, config.ensemble
     kinds = " or ".join(kind for kind, task in TASKS.items() if task.can_average)
     return {
-        f"ensemble={size}: ensembles are for tasks with one class an example ({kinds}), not config.task={config.task}; "
+        f"ensemble={size}: ensembles need one class per example ({kinds}), which config.task={config.task} lacks; "
         "leave it at 0": size and not can_average,
-        "ensemble=1: a single network is no ensemble; set it to 2 or more, or to 0 for one run": size == 1,
-        "ensemble trains with seeds of its own, from config.seed on; leave config.seeds and config.arms empty": (
+        "ensemble=1 is no ensemble; set it to 2 or more, or to 0 for one run": size == 1,
+        "ensemble sets its seeds, from config.seed on; leave config.seeds and config.arms empty": (
             size and (config.seeds or config.arms)
         ),
-        f"member={config.member} is set in the runs of an ensemble, by config.ensemble; leave it at 0": (
+        f"member={config.member} is set by config.ensemble in its runs; leave it at 0": (
             config.member and (size or config.seeds or config.arms or not can_average)
         ),
-        f"member={config.member}: its ensemble begins with the seed {config.seed - config.member}, which is none; "
-        "raise config.seed, or leave member at 0": config.member > config.seed,
+        f"member={config.member}: the first seed of its ensemble would be {config.seed - config.member}; raise "
+        "config.seed, or leave member at 0": config.member > config.seed,
     }
 
 
 def _length_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conflicts:
     default, names = RunConfig().epochs, [phase.name for phase in config.phases]
     return {
-        f"epochs has no effect beside phases; set config.phases[0].epochs, and this back to {default:g}": (
+        f"epochs has no effect with config.phases; set config.phases[0].epochs, and this back to {default:g}": (
             config.phases and config.epochs != default
         ),
-        "min_steps has no effect beside phases; set config.phases[0].epochs": config.min_steps and config.phases,
-        "eval_checkpoint=best needs a validation part; raise config.data.validation": (
+        "min_steps has no effect with config.phases; set config.phases[0].epochs": config.min_steps and config.phases,
+        "eval_checkpoint=best needs a validation split; raise config.data.validation": (
             config.eval_checkpoint == "best" and not config.data.validation
         ),
-        "phases has one named start, as what is measured before the first step is; give it another name": (
-            "start" in names
-        ),
-        f"phases have the same name twice or none ({', '.join(map(repr, names))}); give each its own": (
+        "phases has one named start, which is reserved for the scores before training; rename it": ("start" in names),
+        f"phases have duplicate or empty names ({', '.join(map(repr, names))}); give each its own": (
             len(set(names)) < len(names) or "" in names
         ),
         "patience, optim.ema and wise_ft have no effect with config.epochs=0": (
             not config.epochs and changed("patience", "optim.ema", "wise_ft")
         ),
-        "patience needs a validation part; raise config.data.validation": (
+        "patience needs a validation split; raise config.data.validation": (
             config.patience and not config.data.validation
         ),
-        "wise_ft needs a validation part; raise config.data.validation, or set config.wise_ft_share": (
+        "wise_ft needs a validation split; raise config.data.validation, or set config.wise_ft_share": (
             config.wise_ft and not config.data.validation and not config.wise_ft_share
         ),
         "wise_ft_share has an effect with config.wise_ft only": config.wise_ft_share and not config.wise_ft,
-        "wise_ft mixes with the head at the start; set config.init.head to logistic, ridge or keep": (
+        "wise_ft needs a useful head at the start; set config.init.head to logistic, ridge or keep": (
             config.wise_ft and config.init.head == "new"
         ),
     }
@@ -301,18 +301,18 @@ def _freezing_conflicts(config: RunConfig, changed: Callable[..., bool]) -> Conf
     recipes = {phase.recipe or config.freeze.recipe for phase in config.phases} or {config.freeze.recipe}
     rules = config.freeze.rules or any(phase.rules for phase in config.phases)
     return {
-        "freeze.recipe has no effect: every phase has its own": own_rules and changed("freeze.recipe"),
-        "freeze.rules has no effect: every phase has its own": own_rules and changed("freeze.rules"),
-        "wise_ft mixes weights, which adapters of low rank are not; set it or config.adapt.kind, not both": (
+        "freeze.recipe has no effect: every phase sets its own": own_rules and changed("freeze.recipe"),
+        "freeze.rules has no effect: every phase sets its own": own_rules and changed("freeze.rules"),
+        "wise_ft cannot interpolate low-rank adapters; set it or config.adapt.kind, not both": (
             config.wise_ft and config.adapt.kind in ("lora", "parallel")
         ),
-        "adapt.alpha and targets are those of config.adapt.kind=lora or parallel": (
+        "adapt.alpha and targets have an effect with config.adapt.kind=lora or parallel only": (
             config.adapt.kind == "bottleneck" and changed("adapt.alpha", "adapt.targets")
         ),
-        "freeze.stages has an effect with the recipe last_n_stages only": (
+        "freeze.stages has an effect with config.freeze.recipe=last_n_stages only": (
             changed("freeze.stages") and freeze_rules.LAST_N_STAGES not in recipes
         ),
-        "adapt.kind has no effect: nothing trains the adapters; set config.freeze.recipe=adapters": (
+        "adapt.kind has no effect: the adapters are frozen; set config.freeze.recipe=adapters": (
             config.adapt.kind and not rules and not recipes & {"adapters", "all", freeze_rules.LAST_N_STAGES}
         ),
         "freeze.recipe=adapters needs config.adapt.kind": "adapters" in recipes and not config.adapt.kind,
@@ -329,7 +329,7 @@ def _regularizing_conflicts(config: RunConfig, changed: Callable[..., bool]) -> 
     pretext_fields = [path for path in config.fields() if path.startswith("pretext.") and path != "pretext.name"]
     pretext_fields = [path for path in pretext_fields if path not in TASKS[config.task].pretext_fields]
     return {
-        "regularize.co_tuning takes each picture's own label, which mixup and cutmix change; set one of them": (
+        "regularize.co_tuning needs one label per image, which mixup and cutmix change; set one of them": (
             changed("regularize.co_tuning") and (config.regularize.mixup or config.regularize.cutmix)
         ),
         "augment.magnitude has an effect with config.augment.randaugment only": (
@@ -341,31 +341,31 @@ def _regularizing_conflicts(config: RunConfig, changed: Callable[..., bool]) -> 
         "regularize.mixup and config.regularize.cutmix are both set; leave one at 0": (
             config.regularize.mixup and config.regularize.cutmix
         ),
-        "pretext fields need config.pretext.name": not config.pretext.name
+        "pretext fields need config.pretext.name; set it": not config.pretext.name
         and (any(is_pretext) or changed(*pretext_fields)),
         "pretext.name has no effect; set config.pretext.weight, or a phase with objective=pretext": (
             config.pretext.name and not config.pretext.weight and not any(is_pretext)
         ),
-        "pretext.temperature is that of config.pretext.name=simclr": (
+        "pretext.temperature has an effect with config.pretext.name=simclr only": (
             changed("pretext.temperature") and config.pretext.name != "simclr"
         ),
     }
 
 
 def _check_arms(config: Config) -> None:
-    """Refuse arms and seeds that are none, and arms whose changes make no configuration."""
+    """Refuse malformed arms and seeds, and arms whose changes give an invalid configuration."""
     arms = config.arms
     if not all(len(arm) == 2 and isinstance(arm[0], str) and arm[0].isidentifier() for arm in arms):
-        raise UserError(f"config.arms={arms!r} are not pairs (name, ((field, value), ...)) with names like words")
+        raise UserError(f"config.arms={arms!r}: malformed; write pairs (name, ((field, value), ...)), names as words")
     if len({arm[0] for arm in arms}) < len(arms):
         raise UserError("config.arms has the same name twice; give each its own")
     seeds = config.seeds
     if not all(isinstance(seed, int) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"config.seeds={seeds!r} must be different whole numbers from 0 on")
+        raise UserError(f"config.seeds={seeds!r}: malformed; write different integers from 0 on")
     for arm, _, member in comparison_runs(config)[: max(1, len(arms))]:
         try:
             validate(member)
         except UserError as e:
             raise UserError(f"arm {arm!r}: {e}") from None
-        if member.ensemble or member.member:  # an arm is one run for each seed
-            raise UserError(f"arm {arm!r}: config.ensemble is not for arms; train the ensemble by itself")
+        if member.ensemble or member.member:  # an arm has one run per seed
+            raise UserError(f"arm {arm!r}: config.ensemble is not for arms; train the ensemble on its own")
