@@ -55,18 +55,18 @@ def changed(table, row, **values):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (changed("annotations", 0, image_id=8), "the annotation 1 is of the image 8, which is not among the images"),
-        (changed("annotations", 0, category_id=2), "the annotation 1 has the category 2, which is not among"),
-        (changed("annotations", 0, bbox=[1, 2, 3]), r"the annotation 1 has the bbox \[1, 2, 3\] instead of four"),
+        (changed("annotations", 0, image_id=8), "annotation 1 has the unknown image_id 8"),
+        (changed("annotations", 0, category_id=2), "annotation 1 has the unknown category_id 2"),
+        (changed("annotations", 0, bbox=[1, 2, 3]), r"annotation 1 has the bbox \[1, 2, 3\], not four"),
         (changed("annotations", 0, bbox="1 2"), "'bbox' of an entry of annotations is missing or wrong"),
         (changed("annotations", 0, bbox=[50, 0, 20, 10]), r"the box \(50, 0, 70, 10\) of 'cat'"),
-        (changed("images", 1, id=7), "two images with the id 7"),
-        (changed("images", 1, file_name="z.png"), "names the picture z.png, which is in none of"),
-        (changed("images", 0, width=65), "says that a.png has 65x32 pixels"),
+        (changed("images", 1, id=7), "two images have the id 7"),
+        (changed("images", 1, file_name="z.png"), "the image z.png is in none of"),
+        (changed("images", 0, width=65), "a.png has 64x32 pixels, not 65x32"),
         (changed("categories", 0, id=[3]), "'id' of an entry of categories is missing or wrong"),
-        (lambda rows: rows.pop("categories"), "has no list 'categories'"),
-        (lambda rows: rows.update(images=[]), "is of the image 7, which is not among"),
-        (changed("images", 1, file_name="../train/a.png"), "instances_train.json names .*, which .* has already"),
+        (lambda rows: rows.pop("categories"), "no list 'categories'"),
+        (lambda rows: rows.update(images=[]), "has the unknown image_id 7"),
+        (changed("images", 1, file_name="../train/a.png"), "instances_train.json: .* is also listed in "),
     ],
 )
 def test_damaged_coco_is_one_line(tmp_path, change, message):
@@ -79,15 +79,15 @@ def test_json_that_is_none(tmp_path):
     file = write_coco(tmp_path / "set") / "annotations" / "instances_train.json"
     for text, message in (
         ("{", "damaged .*line 1 column 2"),
-        ("[1]", "holds no JSON object"),
-        ("{}", "has no list 'images'"),
+        ("[1]", "no JSON object"),
+        ("{}", "no list 'images'"),
         ("\xff", "is damaged"),
     ):
         file.write_bytes(text.encode("latin-1"))
         with pytest.raises(UserError, match=message):
             coco.read_coco(tmp_path / "set", 64)
     file.unlink()
-    with pytest.raises(UserError, match="no annotations of a train part"):
+    with pytest.raises(UserError, match="no annotations of a train split"):
         coco.read_coco(tmp_path / "set", 64)
 
 
@@ -133,7 +133,7 @@ def test_two_files_of_one_split_are_refused(tmp_path):
         (folder / "annotations" / f"instances_train{year}.json").write_bytes(file.read_bytes())
     file.unlink()
     with pytest.raises(
-        UserError, match="both .*instances_train2014.json and .*instances_train2017.json name the train"
+        UserError, match="instances_train2014.json and .*instances_train2017.json are both of the train"
     ):
         coco.read_coco(folder, 64)
 
@@ -154,7 +154,7 @@ def test_a_test_part_without_annotations_is_passed_over(tmp_path, capsys):
         Image.new("RGB", (64, 32), "blue").save(folder / "test" / f"{name}.png")
     source = coco.read_coco(folder, 64)
     assert (source.test.inputs[0, 0, 0] == (255, 0, 0)).all() and source.validation is None
-    assert "instances_test.json has no annotations" in capsys.readouterr().err
+    assert "instances_test.json: no annotations" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("width, height", [("64", "32"), (64.0, 32.0), (" 64 ", "32.0"), (None, None), ("", 0)])
@@ -176,21 +176,21 @@ def test_spellings_of_a_crowd(tmp_path, value, crowd):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (changed("images", 0, width="65"), "says that a.png has 65x32 pixels, but it has 64x32"),
-        (changed("images", 0, width=64.5), "says that a.png has 64.5x32 pixels"),
-        (changed("images", 0, width=[64]), "'width' of the image 7 is .*, no size"),
-        (changed("images", 0, width=float("nan")), "'width' of the image 7 is 'nan', no size"),
-        (changed("images", 0, height=10**400), "'height' of the image 7 is '1000.*, no size"),
-        (changed("annotations", 0, bbox=[1, 1, 10**400, 5]), "the annotation 1 has a number beyond all pictures"),
-        (changed("annotations", 0, bbox=[True, 1, 5, 5]), "the annotation 1 has the bbox"),
-        (changed("annotations", 0, iscrowd="2"), "the annotation 1 has '2' for iscrowd"),
-        (changed("annotations", 0, iscrowd=[]), "the annotation 1 has .. for iscrowd"),
+        (changed("images", 0, width="65"), "a.png has 64x32 pixels, not 65x32"),
+        (changed("images", 0, width=64.5), "a.png has 64x32 pixels, not 64.5x32"),
+        (changed("images", 0, width=[64]), "'width' of image 7 is .*, not a size"),
+        (changed("images", 0, width=float("nan")), "'width' of image 7 is 'nan', not a size"),
+        (changed("images", 0, height=10**400), "'height' of image 7 is '1000.*, not a size"),
+        (changed("annotations", 0, bbox=[1, 1, 10**400, 5]), "annotation 1 has a bbox with too large a number"),
+        (changed("annotations", 0, bbox=[True, 1, 5, 5]), "annotation 1 has the bbox"),
+        (changed("annotations", 0, iscrowd="2"), "annotation 1 has iscrowd='2'"),
+        (changed("annotations", 0, iscrowd=[]), "annotation 1 has iscrowd=.."),
         (changed("annotations", 0, image_id=True), "'image_id' of an entry of annotations is missing or wrong"),
-        (changed("categories", 0, name="x" * 5000), "1 labels have more than 1,000 letters"),
-        (changed("categories", 0, id=1), "two categories with the id 1: dog, cat"),
+        (changed("categories", 0, name="x" * 5000), "1 labels have more than 1,000 characters"),
+        (changed("categories", 0, id=1), "two categories have the id 1: dog, cat"),
         (
             lambda rows: [row.update(iscrowd=1) for row in rows["annotations"]],
-            "all 2 objects of the train part of set are crowds .iscrowd=1",
+            "set: all 2 objects of the train split are crowds .iscrowd=1",
         ),
     ],
 )
@@ -228,13 +228,13 @@ def test_a_picture_in_two_parts_is_refused(tmp_path):
     for part in ("train", "val"):
         for name in "ab":
             (folder / part / f"{name}.png").rename(folder / f"{name}.png")
-    with pytest.raises(UserError, match="instances_.*.json names .*a.png, which .*instances_.* has already"):
+    with pytest.raises(UserError, match="instances_.*.json: .*a.png is also listed in .*instances_"):
         coco.read_coco(folder, 64)
 
 
 def test_copies_in_two_parts_are_said(tmp_path, capsys):
     coco.read_coco(write_coco(tmp_path / "copied"), 64)
-    assert "copied: 2 of 2 test images are in train too, byte for byte, such as val/a.png" in capsys.readouterr().err
+    assert "copied: 2 of 2 test images are also in train, byte for byte, such as val/a.png" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("stored", "written"), [("NFD", "NFC"), ("NFC", "NFD")])

@@ -90,11 +90,11 @@ def test_annotations_that_cannot_be_used_are_named_in_one_error(tmp_path: Path) 
     write_voc(tmp_path / "more", {"d": [CAT]})
     for kind, ending in (("JPEGImages", "png"), ("Annotations", "xml")):
         (tmp_path / "more" / kind / f"d.{ending}").rename(top / kind / f"d.{ending}")
-    with pytest.raises(UserError, match="annotations of 2 of 4 pictures cannot be used: .*a.xml: .*c.xml: "):
+    with pytest.raises(UserError, match="annotations of 2 of 4 images cannot be used: .*a.xml: .*c.xml: "):
         voc.read_voc(top, 64)
     (top / "Annotations" / "a.xml").write_text("<annotation>")
     (top / "Annotations" / "c.xml").unlink()
-    with pytest.raises(UserError, match="2 of 3 pictures cannot be used: cannot read .*a.xml .*no annotation .*c.xml"):
+    with pytest.raises(UserError, match="2 of 3 images cannot be used: cannot read .*a.xml .*no annotation .*c.xml"):
         voc.read_voc(top, 64)
 
 
@@ -102,7 +102,7 @@ def test_absent_pictures_of_coco_are_named_in_one_error(tmp_path: Path) -> None:
     top = write_coco(tmp_path / "set")
     for path in top.glob("train/*.png"):
         path.unlink()
-    with pytest.raises(UserError, match="2 of 2 pictures cannot be used: .*a.png.*b.png"):
+    with pytest.raises(UserError, match="2 of 2 images cannot be used: .*a.png.*b.png"):
         coco.read_coco(top, 64)
 
 
@@ -136,5 +136,5 @@ def test_json_of_coco_says_which_image(tmp_path: Path) -> None:
     rows = json.loads(file.read_text())
     rows["images"][0]["width"] = "wide"
     file.write_text(json.dumps(rows))
-    with pytest.raises(UserError, match="'width' of the image 7 is 'wide', no size; mend it"):
+    with pytest.raises(UserError, match="'width' of image 7 is 'wide', not a size; correct it"):
         coco.read_coco(top, 64)

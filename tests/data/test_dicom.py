@@ -97,7 +97,7 @@ def test_other_files_show_their_own_window_and_monochrome1_is_inverted(tmp_path:
     assert units.tolist() == [[0, 0, 0], [2, 129, 255]]  # (0 - 39.5) / 80 + 0.5 of 255 is 1.6
     swapped = write(tmp_path / "f.dcm", PhotometricInterpretation="MONOCHROME1")
     np.testing.assert_array_equal(dicom.read_dicom(swapped, ("bone",)), dicom.read_dicom(tmp_path / "e.dcm", ("bone",)))
-    with pytest.raises(UserError, match="b.dcm says it is CR, not CT, .*set config.data.windows='\\(\\)'"):
+    with pytest.raises(UserError, match="b.dcm has Modality CR, not CT, .*set config.data.windows='\\(\\)'"):
         dicom.read_dicom(tmp_path / "b.dcm", ("lung",))
 
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         "text": "cannot read .*text.dcm as DICOM",
         "short": "cannot read .*short.dcm as DICOM",
         "absent": "cannot read .*absent.dcm as DICOM",
-        "bare": "bare.dcm has no picture",
+        "bare": "bare.dcm has no image",
         "many": "many.dcm has 2 frames",
         "jpegls": "jpegls.dcm is compressed as JPEG-LS Lossless.*pip install pylibjpeg",
     }.items():
@@ -194,7 +194,7 @@ def test_windows_that_are_none() -> None:
     for windows, message in (
         (("lungs",), "did you mean 'lung'"),
         (("lung", "bone"), "must be one window, three"),
-        (((40,),), r"has \(40,\), which is no \(level, width\)"),
+        (((40,),), r"windows: \(40,\) is no pair \(level, width\)"),
         (((40, 0),), "with a width above 0"),
     ):
         with pytest.raises(UserError, match=message):
@@ -298,7 +298,7 @@ def test_padding_does_not_count_and_is_black(tmp_path: Path) -> None:
     [
         (
             {"RescaleIntercept": None},
-            "has no RescaleIntercept, so its Hounsfield units are not known; .*windows='\\(\\)'",
+            "has no RescaleIntercept, so its Hounsfield units are unknown; .*windows='\\(\\)'",
         ),
         ({"RescaleSlope": None, "RescaleIntercept": None}, "has no RescaleSlope and no RescaleIntercept"),
         ({"RescaleSlope": "", "RescaleIntercept": ""}, "has no RescaleSlope and no RescaleIntercept"),
@@ -330,7 +330,7 @@ def test_a_stated_range_takes_the_place_of_the_files_own_window(tmp_path: Path) 
 def test_advice_on_compression_is_that_of_pydicom(tmp_path: Path) -> None:
     for uid, message in {
         "1.2.840.10008.1.2.4.201": "High-Throughput JPEG 2000.*no installed library reads; .*pylibjpeg-openjpeg$",
-        "1.2.840.10008.1.2.4.80": "JPEG-LS Lossless.*pylibjpeg-libjpeg, or store it uncompressed .gdcmconv --raw",
+        "1.2.840.10008.1.2.4.80": "JPEG-LS Lossless.*pylibjpeg-libjpeg, or save it uncompressed .gdcmconv --raw",
         "1.2.840.10008.1.2.4.100": "compressed as MPEG2.*, which pydicom cannot decode; export it uncompressed",
     }.items():
         path = write(tmp_path / f"{uid}.dcm", syntax=pydicom.uid.UID(uid))

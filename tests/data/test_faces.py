@@ -64,22 +64,22 @@ def test_people_by_name_and_people_left_out():
     source, _ = faces.split_identities(whole, USUAL._replace(test_names=("p00", "p03"), validation=0.0, min_images=2))
     assert seen(source.test, whole) == {0, 3} and source.classes == ("p01", "p04", "p05")
     assert source.validation is None
-    with pytest.raises(UserError, match="no pictures of 'p98' .2 of the 3 people named are not there.; choose one of"):
+    with pytest.raises(UserError, match="no images of 'p98' .2 of 3 people are missing.; choose one of"):
         faces.split_identities(whole, USUAL._replace(test_names=("p98", "p00", "p99"), min_images=2))
-    with pytest.raises(UserError, match="set has no pictures of 'p99'; choose one of p00, p01"):
+    with pytest.raises(UserError, match="set: no images of 'p99'; choose one of p00, p01"):
         faces.split_identities(whole, USUAL._replace(test_names=("p00", "p99"), min_images=2))
 
 
 @pytest.mark.parametrize(
     "counts,changes,message",
     [
-        ([3, 3, 1, 3, 1, 3], {}, "one picture of 'p02' .and 1 more., and verification takes two.*min_images=2"),
-        ([3] * 8, {"test_size": 20}, "test_identities=20, but set has 8 people to share out"),
+        ([3, 3, 1, 3, 1, 3], {}, "a single image of 'p02' .and 1 more., and verification needs two.*min_images=2"),
+        ([3] * 8, {"test_size": 20}, "test_identities=20, but set has 8 people"),
         ([3] * 8, {"test_size": 7}, "test_identities=7, but set has 8 people"),
-        ([3] * 12, {"test_size": 1}, "leaves 1 people for the test, which takes two"),
-        ([3] * 12, {"test_size": 0.0}, "leaves 0 people for the test"),
-        ([3] * 8, {"test_size": 0.5}, "data.validation=0.2 of 4 people is 1, and verification takes two"),
-        ([3] * 6, {"test_size": 2, "validation": 0.8}, "leaves 1 people for training"),
+        ([3] * 12, {"test_size": 1}, "1 people remain for the test, fewer than two"),
+        ([3] * 12, {"test_size": 0.0}, "0 people remain for the test"),
+        ([3] * 8, {"test_size": 0.5}, "data.validation=0.2 of 4 people is 1, but verification needs two"),
+        ([3] * 6, {"test_size": 2, "validation": 0.8}, "1 people remain for training"),
     ],
 )
 def test_too_few(counts, changes, message):

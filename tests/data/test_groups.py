@@ -68,7 +68,7 @@ def test_one_image_without_a_patient_leaves_the_other_patients_together(tmp_path
     groups = np.concatenate([source.train.groups, source.test.groups])
     assert not shared(source) and len(groups) == 31 and len(set(groups)) == 11
     assert len(source.test.labels) in range(6, 8)
-    assert "1 of 31 images name no patient, each is a group of its own; name a column of index.csv" in (
+    assert "1 of 31 images have no patient and are groups of their own; name a column of index.csv" in (
         capsys.readouterr().err
     )
 
@@ -76,8 +76,8 @@ def test_one_image_without_a_patient_leaves_the_other_patients_together(tmp_path
 def test_files_that_all_name_one_patient_are_refused_with_a_way_on(tmp_path: Path) -> None:
     slices(tmp_path, PatientID="ANON")
     said = (
-        r"30 of 30 DICOM files name one patient \(PatientID 'ANON'\), as de-identified files do; "
-        "config.data.group='study' groups by study, config.data.group='none' takes every file for itself"
+        r"30 of 30 DICOM files have one patient \(PatientID 'ANON'\), as de-identified files do; "
+        "set config.data.group='study' to group by study, config.data.group='none' for no groups"
     )
     with pytest.raises(UserError, match=said):
         tfds.load("folder", str(tmp_path), windows=("lung",))
@@ -96,7 +96,7 @@ def test_files_that_all_name_one_patient_are_refused_with_a_way_on(tmp_path: Pat
 
 def test_a_column_called_study_comes_before_the_word(tmp_path: Path) -> None:
     put(tmp_path, " ".join(f"{c}/{i}.png" for c in "ab" for i in range(5)))
-    with pytest.raises(UserError, match="config.data.group='study' groups DICOM files, and there are none; name a col"):
+    with pytest.raises(UserError, match="config.data.group='study' needs DICOM files, and there are none; name a col"):
         image_folder.read_folder(tmp_path, group="study")
     rows = [f"{c}/{i}.png,{c}{i}" for c in "ab" for i in range(5)]
     (tmp_path / "index.csv").write_text("\n".join(["file,study", *rows]))
@@ -104,11 +104,13 @@ def test_a_column_called_study_comes_before_the_word(tmp_path: Path) -> None:
 
 
 def test_too_few_patients_to_hold_out_and_patients_in_two_splits_name_the_ways_on(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="class 'ill' has 3 of the 5 groups .*config.data.group, 'none' for no groups"):
+    with pytest.raises(
+        UserError, match="class 'ill' has 3 groups, fewer than the 5 .*config.data.group \('none' for no groups\)"
+    ):
         image_folder.read_folder(slices(tmp_path / "few", patients=3), windows=("lung",))
     slices(tmp_path / "two" / "train"), slices(tmp_path / "two" / "test")
     with pytest.raises(
-        UserError, match="group 'ill0' is in two parts: .*config.data.group .a column .*'study' or 'non"
+        UserError, match="group 'ill0' is in two splits: .*config.data.group .a column .*'study' or 'non"
     ):
         image_folder.read_folder(tmp_path / "two", windows=("lung",))
 
@@ -118,7 +120,7 @@ def test_the_same_image_in_train_and_test_is_said(tmp_path: Path, capsys) -> Non
     for i in range(3):
         shutil.copy(tmp_path / "train" / "a" / f"{i}.png", tmp_path / "test" / "a" / f"copy{i}.png")
     said = (
-        f"{tmp_path.name}: 3 of 11 test images are in train too, byte for byte, such as test/a/copy0.png and "
+        f"{tmp_path.name}: 3 of 11 test images are also in train, byte for byte, such as test/a/copy0.png and "
         "train/a/0.png; remove them from one of the two splits\n"
     )
     image_folder.read_folder(tmp_path)
@@ -133,7 +135,7 @@ def test_copies_that_the_held_out_fifth_takes_from_train_are_said(tmp_path: Path
     for i in range(20):
         put(tmp_path, f"{'ab'[i % 2]}/{i}.png", 10 * (i % 2))
     image_folder.read_folder(tmp_path)
-    assert "4 of 4 test images are in train too, byte for byte" in capsys.readouterr().err
+    assert "4 of 4 test images are also in train, byte for byte" in capsys.readouterr().err
 
 
 def test_one_image_in_two_classes_is_said(tmp_path: Path, capsys) -> None:
@@ -141,7 +143,7 @@ def test_one_image_in_two_classes_is_said(tmp_path: Path, capsys) -> None:
     shutil.copy(tmp_path / "a" / "0.png", tmp_path / "b" / "same.png")
     faces.read_faces(tmp_path, 4)
     assert capsys.readouterr().err == (
-        f"{tmp_path.name}: 2 images are copies of each other in different classes, such as a/0.png and b/same.png; "
+        f"{tmp_path.name}: 2 identical images have different classes, such as a/0.png and b/same.png; "
         "keep each in one class\n"
     )
 
@@ -168,8 +170,8 @@ def test_equal_rows_of_an_npz_are_said(tmp_path: Path, capsys) -> None:
     np.savez(tmp_path / "set.npz", test_labels=labels[6:], **arrays)
     medmnist.read_npz(tmp_path / "set.npz")
     assert capsys.readouterr().err == (
-        "set: 1 of 6 test images are in train too, byte for byte, such as test image 1 and train image 1; remove "
+        "set: 1 of 6 test images are also in train, byte for byte, such as test image 1 and train image 1; remove "
         "them from one of the two splits\n"
-        "set: 2 images are copies of each other in different classes, such as train image 0 and train image 5; "
+        "set: 2 identical images have different classes, such as train image 0 and train image 5; "
         "keep each in one class\n"
     )

@@ -63,7 +63,10 @@ def test_test_is_taken_before_validation_which_is_kept_as_it_is(tmp_path: Path, 
     assert [len(part.labels) for part in (source.train, source.test, source.validation)] == [6, 2, 4]
     assert source.test_origin == "test"
     said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith(f"{tmp_path}: not read: 1 folder beside train, of no split") and "(extra)" in said[0]
+    assert (
+        said[0].startswith(f"{tmp_path}: not read: 1 folder next to train, not named after a split")
+        and "(extra)" in said[0]
+    )
 
 
 def test_a_test_part_may_lack_a_class_but_have_no_other(tmp_path: Path) -> None:
@@ -71,7 +74,7 @@ def test_a_test_part_may_lack_a_class_but_have_no_other(tmp_path: Path) -> None:
     draw(tmp_path / "test", {"blue": 1, "red": 1})
     assert image_folder.read_folder(tmp_path).test.labels.tolist() == [0, 2]
     (tmp_path / "test" / "red").rename(tmp_path / "test" / "reed")
-    with pytest.raises(UserError, match=f"{tmp_path}/test/reed is a class that {tmp_path}/train .*mean 'red'"):
+    with pytest.raises(UserError, match=f"{tmp_path}/test/reed: no such class in {tmp_path}/train; .*mean 'red'"):
         image_folder.read_folder(tmp_path)
 
 
@@ -95,7 +98,7 @@ def test_hidden_and_other_files_are_skipped_and_counted_once(tmp_path: Path, cap
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "not read" in line]
     assert said.startswith(
         f"{tmp_path}: not read: 4 hidden or system (.cache, ...), 1 .txt (LICENSE.txt), "
-        "1 image beside the class folders (loose.png); images are read from .jpg, "
+        "1 image next to the class folders (loose.png); supported images are .jpg, "
     )
 
 
@@ -163,14 +166,14 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch, limit: int
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(UserError, match=f"{tmp_path}/.*has more than {limit} pixels"):
+        with pytest.raises(UserError, match=f"{tmp_path}/.*: more than {limit} pixels"):
             image_folder.read_folder(tmp_path)
 
 
 def test_no_layout(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"no folder {tmp_path}/none; check config.data.dir"):
         tfds.load("folder", str(tmp_path / "none"))
-    with pytest.raises(UserError, match="fewer than two class folders .0.; .*FOLDER/CLASS/PICTURE"):
+    with pytest.raises(UserError, match="fewer than two class folders .0.; .*FOLDER/CLASS/IMAGE"):
         image_folder.read_folder(tmp_path)
     draw(tmp_path, {"red": 5})
     with pytest.raises(UserError, match="class folders .1: red.; "):
@@ -178,12 +181,12 @@ def test_no_layout(tmp_path: Path) -> None:
     (tmp_path / "green").mkdir()
     with pytest.raises(UserError, match=f"{tmp_path}/green has no images"):
         image_folder.read_folder(tmp_path)
-    with pytest.raises(UserError, match="config.data.name=folder needs files; pass config.data.dir"):
+    with pytest.raises(UserError, match="config.data.name=folder needs files; set config.data.dir"):
         tfds.load("folder")
 
 
 def test_a_class_too_small_to_hold_out_a_part(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="class 'red' has 4 of the 5 examples.*hold out a fifth"):
+    with pytest.raises(UserError, match="class 'red' has 4 examples, fewer than the 5.*hold out a fifth"):
         image_folder.read_folder(draw(tmp_path, {"green": 50, "red": 4}))
 
 

@@ -53,18 +53,21 @@ def test_an_index_says_class_part_and_group(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "rows,message",
     [
-        (WHOLE.replace("file,", "name,"), "no column 'file' in its first line .it has name, label"),
+        (WHOLE.replace("file,", "name,"), "no column 'file' in the first line .columns: name, label"),
         (WHOLE.replace("patient", "patients"), "no column 'patient' .config.data.group.; did you mean 'patients'"),
         (WHOLE.replace("label,", "class,"), "no column 'label' .config.data.label"),
         (WHOLE.replace("a/p0.png,well", "a/p0.png,"), "line 3: no label for a/p0.png"),
         (WHOLE.replace("a/p0.png", "a/p9.png"), "line 3: no file a/p9.png"),
         (WHOLE.replace("a/p0.png", "\n\na/p9.png"), "line 5: no file a/p9.png"),
-        (WHOLE.replace("a/p0.png", "b/p1.png"), "line 3: b/p1.png is listed a second time"),
+        (WHOLE.replace("a/p0.png", "b/p1.png"), "line 3: b/p1.png is listed twice"),
         (WHOLE.replace("well,train,y", "well,train"), "line 3: 3 values for 4 columns"),
         (WHOLE.replace("valid", "later"), "line 5: split 'later'; write train, validation or test"),
-        (WHOLE.replace("train,", "test,"), "no row with the split train"),
-        (WHOLE.replace("well,test,w", "well,test,x"), "group 'x' is in two parts: .*p1.png in train, .*p4.png in test"),
-        (WHOLE.replace("ill,test", "odd,test"), "has the class 'odd' in no training row"),
+        (WHOLE.replace("train,", "test,"), "no row has the split train"),
+        (
+            WHOLE.replace("well,test,w", "well,test,x"),
+            "group 'x' is in two splits: .*p1.png in train, .*p4.png in test",
+        ),
+        (WHOLE.replace("ill,test", "odd,test"), "no training row has the class 'odd'"),
         ("file,label\n", "lists no files"),
         ("", "no column 'file'"),
         (WHOLE.replace("well", "ill"), "fewer than two classes .ill."),
@@ -79,17 +82,17 @@ def test_what_is_wrong_with_an_index_is_said(tmp_path: Path, rows: str, message:
 def test_a_file_listed_again_by_its_whole_path_is_refused(tmp_path: Path) -> None:
     again = tmp_path / "a" / "p0.png"
     lay(tmp_path, f"file,label,split\na/p0.png,a,train\nb/p1.png,b,train\n{again},a,test\n")
-    with pytest.raises(UserError, match="line 4: .*a/p0.png is a/p0.png, listed a second time; remove one"):
+    with pytest.raises(UserError, match="line 4: .*a/p0.png is listed twice, also as a/p0.png; remove one"):
         tfds.load("index", str(tmp_path))
 
 
 def test_no_index(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no index .*index.csv; write one"):
         tfds.load("index", str(tmp_path))
-    with pytest.raises(UserError, match="config.data.name=index needs files; pass config.data.dir=PATH"):
+    with pytest.raises(UserError, match="config.data.name=index needs files; set config.data.dir to a path"):
         tfds.load("index")
     lay(tmp_path, "file,patient\na/p0.png,x\n")
-    with pytest.raises(UserError, match=r"does not list a/p2.png \(7 of 8 pictures are not there\)"):
+    with pytest.raises(UserError, match=r"a/p2.png is missing \(7 of 8 images\)"):
         image_folder.read_folder(tmp_path, group="patient")
 
 
@@ -142,14 +145,14 @@ def test_an_npz_is_read(tmp_path: Path) -> None:
     "changes,message",
     [
         ({"test_images": None, "val_images": None}, "has no test_images"),
-        ({"valid_images": np.zeros((3, 5, 5), np.uint8)}, "both 'val' and 'valid' name the validation split"),
-        ({"test_labels": np.zeros((3, 1), np.uint8)}, r"test_labels is uint8 \(3, 1\), for 4 pictures"),
-        ({"test_labels": None}, "test_labels is absent, for 4 pictures"),
+        ({"valid_images": np.zeros((3, 5, 5), np.uint8)}, "'val' and 'valid' both denote the validation split"),
+        ({"test_labels": np.zeros((3, 1), np.uint8)}, r"test_labels is uint8 \(3, 1\), for 4 images"),
+        ({"test_labels": None}, "test_labels is absent, for 4 images"),
         ({"train_labels": np.zeros((6, 1))}, r"train_labels is float64 \(6, 1\)"),
-        ({"test_labels": np.array([0, 1, 2, 7])}, "test: example 3 has the label 7, and the 3 classes are 0 to 2"),
+        ({"test_labels": np.array([0, 1, 2, 7])}, "test: example 3 has the label 7, but the 3 classes are 0 to 2"),
         ({"train_images": np.zeros((6, 5, 5))}, "has images of uint8 and of other types"),
-        ({"train_images": np.zeros((6, 5, 5, 5), np.uint8)}, r"train_images is uint8 \(6, 5, 5, 5\)"),
-        ({"train_images": np.array([None] * 6, object)}, "cannot read .*train_images holds object, not numbers"),
+        ({"train_images": np.zeros((6, 5, 5, 5), np.uint8)}, r"train_images has type uint8 \(6, 5, 5, 5\)"),
+        ({"train_images": np.array([None] * 6, object)}, "cannot read .*train_images has type object, not numbers"),
     ],
 )
 def test_what_is_wrong_with_an_npz_is_said(tmp_path: Path, changes, message: str) -> None:
@@ -183,7 +186,7 @@ def test_the_published_set_is_fetched_and_its_hash_checked(tmp_path: Path, monke
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         monkeypatch.setattr(medmnist, "URL", f"http://127.0.0.1:{server.server_port}/{{name}}.npz?download=1")
-        with pytest.raises(UserError, match="gave a file with md5:.*expected md5:68e3f8846a6bd62f"):
+        with pytest.raises(UserError, match=": hash md5:.*, not md5:68e3f8846a6bd62f"):
             tfds.load("organamnist")
         digest = hashlib.md5((served / "organamnist.npz").read_bytes()).hexdigest()
         monkeypatch.setitem(medmnist.SETS, "organamnist", digest)

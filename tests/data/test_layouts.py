@@ -53,19 +53,23 @@ def test_a_folder_called_valid_is_the_validation_split_beside_a_test_split(tmp_p
 
 def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
     put(tmp_path, "train/a/0.png train/b/1.png val/a/2.png val/b/3.png dev/a/4.png dev/b/5.png")
-    with pytest.raises(UserError, match=f"{tmp_path}: both 'dev' and 'val' name the validation split; rename or merge"):
+    with pytest.raises(
+        UserError, match=f"{tmp_path}: 'dev' and 'val' both denote the validation split; rename or merge"
+    ):
         image_folder.read_folder(tmp_path)
 
 
 def test_splits_without_train_are_not_taken_for_classes(tmp_path: Path) -> None:
     put(tmp_path / "one", "test/a/0.png test/b/1.png val/a/2.png val/b/3.png")
-    with pytest.raises(UserError, match="val and test hold class folders, but there is no train folder"):
+    with pytest.raises(UserError, match="val and test have class folders, but there is no train folder"):
         image_folder.read_folder(tmp_path / "one")
     put(tmp_path / "two", "train/0.png train/1.png test/2.png test/3.png")
-    with pytest.raises(UserError, match="no class folders in test, train, which are names of splits"):
+    with pytest.raises(UserError, match="no class folders in the splits test, train"):
         image_folder.read_folder(tmp_path / "two")
     put(tmp_path / "three", "train/Ann/0.png train/Bo/1.png test/Cy/2.png test/Di/3.png")
-    with pytest.raises(UserError, match="test, train are names of splits, which are made here; pass one folder"):
+    with pytest.raises(
+        UserError, match="test, train are names of splits, but the data are split here; pass one folder"
+    ):
         faces.read_faces(tmp_path / "three", 4)
 
 
@@ -73,8 +77,8 @@ def test_a_folder_of_no_split_beside_train_is_named(tmp_path: Path, capsys) -> N
     put(tmp_path, "train/a/0.png train/b/1.png test/a/2.png test/b/3.png more/a/4.png loose.png")
     assert values(image_folder.read_folder(tmp_path)) == {"train": [[0], [1]], "test": [[2], [3]]}
     (said,) = capsys.readouterr().err.splitlines()
-    assert "1 folder with class folders beside train, of no split" in said and "(more)" in said
-    assert "1 image beside train (loose.png)" in said
+    assert "1 folder with class folders next to train, not named after a split" in said and "(more)" in said
+    assert "1 image next to train (loose.png)" in said
 
 
 def test_images_in_folders_within_a_class_folder_belong_to_the_class(tmp_path: Path, capsys) -> None:
@@ -140,15 +144,15 @@ def test_endings_that_are_not_read_are_counted(tmp_path: Path, capsys) -> None:
     put(tmp_path, " ".join(f"{c}/{i}.png {c}/{i}.tif" for c in "ab" for i in range(5)) + " a/x.gif a/noending")
     image_folder.read_folder(tmp_path)
     assert (
-        f"{tmp_path}: not read: 10 .tif (a/0.tif, ...), 1 .gif (a/x.gif), 1 without ending (a/noending); images "
+        f"{tmp_path}: not read: 10 .tif (a/0.tif, ...), 1 .gif (a/x.gif), 1 without suffix (a/noending); supported "
         in (capsys.readouterr().err)
     )
     put(tmp_path, "c/0.tif c/sub/1.tif c/2.gif")
-    with pytest.raises(UserError, match="c has no images .*, but 2 .tif, 1 .gif, which are not read; convert"):
+    with pytest.raises(UserError, match="c has no images .*, only 2 .tif, 1 .gif; convert"):
         image_folder.read_folder(tmp_path)
     with pytest.raises(UserError, match="c has no images .*, but 2 .tif, 1 .gif; check the input"):
         image_folder.list_images(tmp_path / "c")
-    with pytest.raises(UserError, match="0.tif: its ending is none of .jpg"):
+    with pytest.raises(UserError, match="0.tif: unknown suffix; convert it to one of .jpg"):
         image_inputs.list_inputs([str(tmp_path / "c" / "0.tif")])
 
 
@@ -161,7 +165,7 @@ def test_broken_links_are_damaged_images_and_all_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=said):
             read()
     (tmp_path / "index.csv").write_text("file,label\na/1.png,x\nb/7.png,y\nb/8.png,y\n")
-    with pytest.raises(UserError, match="line 3: no file b/7.png in .* .2 of 3 files are not there"):
+    with pytest.raises(UserError, match="line 3: no file b/7.png in .* .2 of 3 files are missing"):
         tfds.load("index", str(tmp_path))
 
 
@@ -217,7 +221,7 @@ def test_equal_numbers_are_one_class_in_an_index(tmp_path: Path) -> None:
     assert classes("1", "1.0", "2") == ("1", "2")
     assert set(classes("0.5", "0.50", "2")) == {"0.5", "2"}
     assert classes("10.0", "2.0") == ("2.0", "10.0")  # a single spelling stays as it is written
-    with pytest.raises(UserError, match="labels are 'nan' where the others are numbers"):
+    with pytest.raises(UserError, match="labels are 'nan', but the others are numbers"):
         classes("1", "nan", "2")
     assert classes("1", "x") == ("1", "x")
 
@@ -226,7 +230,7 @@ def test_a_file_listed_twice_is_refused_however_its_path_is_written(tmp_path: Pa
     put(tmp_path, "d/0.png d/1.png")
     for other in ("./d/0.png", "d//0.png", "d/../d/0.png", "d\\0.png"):
         (tmp_path / "index.csv").write_text(f"file,label\nd/0.png,a\n{other},a\nd/1.png,b\n")
-        with pytest.raises(UserError, match="line 3: d/0.png is listed a second time"):
+        with pytest.raises(UserError, match="line 3: d/0.png is listed twice"):
             tfds.load("index", str(tmp_path))
 
 

@@ -179,7 +179,7 @@ def test_fit_agrees_with_pillow():
 
 
 def test_a_validation_share_too_small_for_one_example_is_refused():
-    with pytest.raises(UserError, match="validation=0.0001 of 1198 examples is none"):
+    with pytest.raises(UserError, match="validation=0.0001: no example of 1198"):
         dataset.split_validation(tfds_module.digits().train, 0.0001, seed=0)
 
 

@@ -43,7 +43,7 @@ def test_grey_is_repeated_and_comes_back(colours: np.ndarray) -> None:
 
 @pytest.mark.parametrize(("have", "want"), [(4, 3), (3, 4), (2, 1), (1, 2), (3, 2)])
 def test_other_numbers_are_refused(have: int, want: int) -> None:
-    with pytest.raises(UserError, match=f"with {have} channels cannot be turned into {want};"):
+    with pytest.raises(UserError, match=f"with {have} channels cannot be converted to {want};"):
         convert_channels(jnp.zeros((1, 2, 2, have)), want)
 
 

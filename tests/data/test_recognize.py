@@ -85,10 +85,10 @@ def test_tables_of_files_and_of_texts(tmp_path):
     "data,message",
     [
         ("nowhere", "no folder or file nowhere; pass a folder FOLDER/CLASS/IMAGE"),
-        (3, "data of type int are not known"),
-        ((PIXELS / 255.0, LABELS), "images are float64 .*255 . images"),
-        ((PIXELS, LABELS[:3]), "there are 10 examples and 3 labels"),
-        ({"file": ["a.png"], "class": ["a"]}, "has the columns file, class; it needs file or text, and label"),
+        (3, "data of type int are not supported"),
+        ((PIXELS / 255.0, LABELS), "images: unsupported type float64 .*255 . images"),
+        ((PIXELS, LABELS[:3]), "10 examples have 3 labels"),
+        ({"file": ["a.png"], "class": ["a"]}, "needs the columns file or text, and label, not file, class"),
     ],
 )
 def test_what_is_not_known_is_said(data, message, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ def test_splits_are_found_among_other_names() -> None:
 
 
 def test_two_names_of_one_split_are_refused() -> None:
-    with pytest.raises(UserError, match="both 'dev' and 'val' name the validation split"):
+    with pytest.raises(UserError, match="'dev' and 'val' both denote the validation split"):
         find_splits(["val", "dev", "train"], "folder")
 
 

@@ -51,7 +51,7 @@ def test_a_class_with_one_example_stays_in_train_and_is_named(capsys) -> None:
         train, validation = dataset.split_validation(whole, 0.5, seed, ("cat", "dog", "yak"))
         assert counts(train, 3)[2] == 1 and counts(validation, 3)[2] == 0
     assert capsys.readouterr().err == (
-        "1 of 3 classes have one training example (yak), which stays in train; validation says nothing of them\n"
+        "1 of 3 classes have a single training example (yak), which stays in train, so validation does not cover them\n"
     )
     with pytest.raises(UserError, match="no class of the 4 training examples has two, so none can be held out"):
         dataset.split_validation(split_of(range(4)), 0.5, 0)
@@ -88,7 +88,7 @@ def test_a_class_of_one_group_stays_in_train(capsys) -> None:
     for seed in range(5):
         train, validation = dataset.split_validation(split_of([0] * 30 + [1] * 5, groups), 0.3, seed, ("well", "ill"))
         assert counts(train, 2)[1] == 5 and counts(validation, 2) == [9, 0]
-    assert "1 of 2 classes have one training group (ill), which stays in train" in capsys.readouterr().err
+    assert "1 of 2 classes have a single training group (ill), which stays in train" in capsys.readouterr().err
     with pytest.raises(UserError, match="every group .* is the only one of some class.*data.group"):
         dataset.split_validation(split_of([0] * 4 + [1] * 4, np.array(["x"] * 4 + ["y"] * 4)), 0.5, 0)
 

@@ -79,19 +79,23 @@ def test_of_a_single_file_a_fifth_is_held_out(tmp_path):
     ("kind", "files", "message"),
     [
         ("tsv", {}, "has no train.tsv"),
-        ("tsv", {"train_tsv": ""}, "train.tsv is empty"),
+        ("tsv", {"train_tsv": ""}, "train.tsv: empty"),
         ("tsv", {"train_tsv": "a\t1\n\nb\n"}, r"train.tsv:3: 1 columns, not 2 \(text, label\)"),
         ("csv", {"train_csv": "a,1\nb, c,2\n"}, r"train.csv:2: 3 columns, not 2 \(text, label\)"),
         ("tsv", {"train_tsv": "a\t1\nb\t\n"}, "train.tsv:2: no label in the column 'label'"),
         ("conll", {"train_conll": "a O\nb B-X\n\nc O\nd FOO\n"}, "train.conll:5: tag 'FOO' among tags such as B-X"),
-        ("tsv", {"train_tsv": "a\t1\nb\t1\n"}, "a single label, '1'"),
+        ("tsv", {"train_tsv": "a\t1\nb\t1\n"}, "all labels are '1'"),
         ("tsv", {"train_tsv": b"a\t1\nb\xff\t2\n"}, "train.tsv, line 2: not UTF-8 .byte 0xff.*LATIN1"),
-        ("tsv", {"train_tsv": "a\t1\nb\t2\n", "test_tsv": "c\t1\nd\t3\n"}, "test.tsv:2: label '3' is never seen"),
-        ("csv", {"train_csv": 'a,1\n"b,2\n'}, "train.csv:3: .*mend its quotes"),
+        (
+            "tsv",
+            {"train_tsv": "a\t1\nb\t2\n", "test_tsv": "c\t1\nd\t3\n"},
+            "test.tsv:2: label '3' is not in the training split",
+        ),
+        ("csv", {"train_csv": 'a,1\n"b,2\n'}, "train.csv:3: .*correct the quotes"),
         ("jsonl", {"train_jsonl": '{"text": "a", "label": 1}\n{"text"'}, "train.jsonl:2: not JSON"),
         ("jsonl", {"train_jsonl": "[1]"}, "train.jsonl:1: list, not an object"),
         ("jsonl", {"train_jsonl": '{"text": ' + "[" * 100_000}, "train.jsonl:1: not JSON .maximum recursion depth"),
-        ("jsonl", {"train_jsonl": '{"sentence": "a"}'}, r":1: no column 'text' \(there are sentence\)"),
+        ("jsonl", {"train_jsonl": '{"sentence": "a"}'}, r":1: no column 'text' \(columns: sentence\)"),
         ("conll", {"train_txt": "EU B-ORG\n\nrejects\n"}, "train.txt:3: one column, 'rejects'"),
         ("conll", {"train_txt": "EU B-ORG\nis O\n", "test_txt": "\na O\nb I-LOC\n"}, "test.txt:3: label 'I-LOC'"),
     ],
@@ -184,7 +188,7 @@ def test_numbers_of_words_and_tags_are_bounded(tmp_path):
         write(tmp_path, train_conll=f"{head}{many}", test_conll=many)
         assert len(text.read_text_dataset(tmp_path, "conll").train.labels) == 1
     write(tmp_path, train_conll=many + f"a\tword\t{'B-' + 'x' * 5000}\n", test_conll=many)
-    with pytest.raises(UserError, match="train.conll: 1 labels have more than 1,000 letters"):
+    with pytest.raises(UserError, match="train.conll: 1 labels have more than 1,000 characters"):
         text.read_text_dataset(tmp_path, "conll")
 
 
@@ -211,12 +215,10 @@ def test_what_is_no_text_and_no_label_is_refused(tmp_path, row, message):
 
 def test_all_damaged_lines_are_named_at_once(tmp_path):
     write(tmp_path, train_csv="a,1\n,2\nb,\nc,2\nd\n" + "e\n" * 7)
-    with pytest.raises(UserError, match=r"train.csv:5: 1 columns.*8 damaged lines in all; also line 6: .*, \.\.\."):
+    with pytest.raises(UserError, match=r"train.csv:5: 1 columns.*8 invalid lines; also line 6: .*, \.\.\."):
         text.read_text_dataset(tmp_path, "csv", PLAIN)
     write(tmp_path, train_csv="a,1\n,2\nb,\nc,2\n")
-    with pytest.raises(
-        UserError, match=r"csv:2: the text .* is empty.*\(2 damaged lines in all; also line 3: no label"
-    ):
+    with pytest.raises(UserError, match=r"csv:2: the text .* is empty.*\(2 invalid lines; also line 3: no label"):
         text.read_text_dataset(tmp_path, "csv", PLAIN)
 
 
@@ -253,13 +255,13 @@ def test_json_labels_as_text_and_as_numbers_are_the_same_classes(tmp_path):
 @pytest.mark.parametrize("files", [{}, {"test_csv": rows("0.101")}])
 def test_quantities_as_labels_are_refused(tmp_path, files):
     write(tmp_path, train_csv=rows(*(f"{0.1 + i / 1000:.3f}" for i in range(60))), **files)
-    with pytest.raises(UserError, match="60 different numbers as labels.*quantities, not classes"):
+    with pytest.raises(UserError, match="60 different numbers as labels.*so they are quantities"):
         text.read_text_dataset(tmp_path, "csv", PLAIN)
 
 
 def test_a_gap_among_numbers_is_refused(tmp_path):
     write(tmp_path, train_csv=rows("0", "1", "nan"), test_csv=rows("0"))
-    with pytest.raises(UserError, match="1 labels are 'nan' where the others are numbers"):
+    with pytest.raises(UserError, match="1 labels are 'nan', but the others are numbers"):
         text.read_text_dataset(tmp_path, "csv", PLAIN)
 
 
@@ -280,7 +282,7 @@ def test_splits_are_found_under_their_usual_names(tmp_path, train, validation, t
 
 def test_two_files_of_one_split_are_refused(tmp_path):
     write(tmp_path, train_csv=rows(*"ab"), dev_csv=rows(*"ab"), val_csv=rows(*"ab"))
-    with pytest.raises(UserError, match="both dev.csv and val.csv name the validation split"):
+    with pytest.raises(UserError, match="dev.csv and val.csv are both of the validation split"):
         text.read_text_dataset(tmp_path, "csv", PLAIN)
 
 
@@ -307,7 +309,7 @@ def test_a_test_file_without_labels_is_for_predict(tmp_path, kind, train, test):
 
 def test_two_columns_of_one_name_are_refused(tmp_path):
     write(tmp_path, train_csv="text,label,label\na,x,1\n")
-    with pytest.raises(UserError, match="two columns are called 'label'; rename one"):
+    with pytest.raises(UserError, match="two columns are named 'label'; rename one"):
         text.read_text_dataset(tmp_path, "csv")
 
 
@@ -318,7 +320,7 @@ def test_names_in_the_first_line_are_no_example(tmp_path):
 
 def test_a_header_with_other_names_is_no_example(tmp_path):
     write(tmp_path, train_csv="text,label\na,x\nb,y\nc,x\n", test_csv="c,x\n")
-    with pytest.raises(UserError, match=r"train.csv: its first line \(text, label\) is a header without .* 'sentence'"):
+    with pytest.raises(UserError, match=r"train.csv: the header \(text, label\) has no column 'sentence'"):
         text.read_text_dataset(tmp_path, "csv", Columns(("sentence", "label"), ("sentence",)))
     write(tmp_path, train_csv="what a label,label\na,x\nb,label\n")  # a class of that name
     found = text.read_text_dataset(tmp_path, "csv", Columns(("sentence", "label"), ("sentence",)))
@@ -369,7 +371,7 @@ def test_columns_are_named_where_they_are_not_certain(tmp_path):
 
 def test_a_line_with_a_missing_column_is_refused(tmp_path):
     write(tmp_path, train_conll="EU NNP B-ORG\nrejects VBZ\n10 000 CD O\n")
-    with pytest.raises(UserError, match=r"train.conll:2: 2 columns, not 3.*2 damaged lines in all; also line 3"):
+    with pytest.raises(UserError, match=r"train.conll:2: 2 columns, not 3.*2 invalid lines; also line 3"):
         text.read_text_dataset(tmp_path, "conll")
 
 
@@ -384,7 +386,7 @@ def test_a_longer_entity_of_a_known_kind_may_be_in_test_only(tmp_path):
     found = text.read_text_dataset(write(tmp_path, train_conll=TAIL, test_conll="q B-LOC\nw I-LOC\n"), "conll")
     assert found.classes == ("O", "B-LOC", "I-LOC") and found.test.labels[0].tolist() == [1, 2]
     for other in ("q B-PER\nw O\n", "q S-LOC\nw O\n"):  # another kind, another scheme
-        with pytest.raises(UserError, match="test.conll:1: label '.-...' is never seen in training"):
+        with pytest.raises(UserError, match="test.conll:1: label '.-...' is not in the training split"):
             text.read_text_dataset(write(tmp_path, test_conll=other), "conll")
 
 

@@ -36,7 +36,7 @@ def test_the_tokenizer_config_decides_if_it_says_anything(tmp_path):
 
 
 def test_a_tokenizer_config_that_is_no_object_is_named(tmp_path):
-    with pytest.raises(UserError, match="tokenizer_config.json is damaged .it holds no JSON object.; copy it anew"):
+    with pytest.raises(UserError, match="tokenizer_config.json is damaged .no JSON object.; copy it again"):
         pieces(tmp_path, ["paris"], "Paris", [1])
 
 

@@ -42,5 +42,5 @@ def test_an_even_picture_stays_as_it_is(channels):
 
 
 def test_other_counts_are_refused(pictures):
-    with pytest.raises(UserError, match="5 views of a picture: there are 1, 2, 10"):
+    with pytest.raises(UserError, match="5 views per image: unsupported; use 1, 2, 10"):
         tta_views(pictures, 5)

@@ -93,7 +93,7 @@ def test_images_of_8_bits_are_as_they_were_beside_others(tmp_path: Path, capsys)
     source = image_folder.read_folder(tmp_path / "mixed", 6)
     assert np.repeat(grey[..., None], 3, -1).tobytes() in everything(source)
     said = capsys.readouterr().err
-    assert "mixed: 10 images have more than 8 bits" in said and "); 1 with 8 bits stay as they are" in said
+    assert "mixed: 10 images have more than 8 bits" in said and "); 1 with 8 bits are not scaled" in said
 
 
 def test_every_reader_scales_alike(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_sixteen_bit_images_with_boxes_are_scaled_too(tmp_path: Path) -> None:
 
 def test_a_range_that_no_image_needs_is_refused(tmp_path: Path) -> None:
     top = write(tmp_path / "set", np.zeros((10, 6, 6), np.uint8))
-    with pytest.raises(UserError, match="set: config.data.range has no effect, all images have 8 bits"):
+    with pytest.raises(UserError, match="set: config.data.range has no effect, as all images have 8 bits"):
         image_folder.read_folder(top, 6, value_range=(0.0, 4095.0))
     arrays = {f"{s}_images": np.zeros((4, 6, 6), np.uint8) for s in ("train", "test")}
     np.savez(tmp_path / "x.npz", **arrays, train_labels=np.arange(4) % 2, test_labels=np.arange(4) % 2)

@@ -65,7 +65,7 @@ def test_boxes_without_area_are_said_and_left_out(tmp_path, capsys):
     objects = [CAT, ("cat", 0, 5, 5, 5, 9), ("cat", 0, 64, 3, 65, 9)]
     source = voc.read_voc(write_voc(tmp_path / "set", {"a": objects, "b": [CAT]}, {"train": "a", "test": "b"}), 64)
     assert (source.train.labels[0, :, 4] >= 0).sum() == 1
-    assert "set: 2 boxes without area left out, in a.xml" in capsys.readouterr().err
+    assert "set: 2 boxes without area dropped, in a.xml" in capsys.readouterr().err
 
 
 @pytest.mark.fast
@@ -124,14 +124,14 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;">]><annotation>&c;</an
         (objects(("cat", 0, -5, 10, 10, 20)), r"the box \(-5, 10, 10, 20\) of 'cat'"),
         (objects(("cat", 0, "nan", 10, 10, 20)), "the box .* of 'cat'"),
         (objects(("cat", 0, "x", 10, 10, 20)), "<bndbox/xmin> is 'x', not a number"),
-        (objects(("", 0, 1, 10, 10, 20)), "an object without a name"),
+        (objects(("", 0, 1, 10, 10, 20)), "an object has no name"),
         (
             damage("Annotations/c.xml", XML.format(w=64, h=32, objects=OBJECT.format("cow", *CAT[1:]))),
-            "'cow' is none of",
+            "'cow' is an unknown class",
         ),
         (
             damage("Annotations/b.xml", XML.format(w=32, h=64, objects="")),
-            "says that b.png has 32x64 pixels, but it has 64x32",
+            "b.png has 64x32 pixels, not 32x64",
         ),
         (damage("Annotations/a.xml", "<annotation><object>"), "cannot read .*a.xml .*ParseError"),
         (damage("Annotations/a.xml", BOMB), "cannot read .*a.xml .*EntitiesForbidden"),
@@ -143,22 +143,22 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;">]><annotation>&c;</an
         (damage("Annotations/a.xml", "<a>" * 200_000), "cannot read .*a.xml .*ParseError"),
         (
             damage("Annotations/a.xml", "<a>" * 200_000 + "</a>" * 200_000),
-            "no picture of the train part of set has an ob",
+            "set: no image of the train split has an ob",
         ),
-        (objects(("x" * 5000, *CAT[1:])), "1 labels have more than 1,000 letters"),
+        (objects(("x" * 5000, *CAT[1:])), "1 labels have more than 1,000 characters"),
         (objects(("cat", 0, "9" * 5000, 10, 10, 20)), "the box .inf, 10, 10, 20. of 'cat'"),
         (
             damage("Annotations/a.xml", XML.format(w=64, h=32, objects="")),
-            "no picture of the train part of set has an obj",
+            "set: no image of the train split has an obj",
         ),
         (damage("JPEGImages/a.png", "not a picture"), "cannot decode .*a.png"),
-        (damage("ImageSets/Main/test.txt", "c\nzz\n"), "test.txt names zz, but .* has no picture of that name"),
-        (damage("ImageSets/Main/test.txt", "c\na\n"), "test.txt names a, which .*train.txt has already"),
-        (damage("ImageSets/Main/test.txt", "\n"), "the test part of set has no pictures"),
-        (remove("ImageSets/Main/train.txt"), "has neither train.txt nor trainval.txt"),
+        (damage("ImageSets/Main/test.txt", "c\nzz\n"), "test.txt: .* has no image named zz"),
+        (damage("ImageSets/Main/test.txt", "c\na\n"), "test.txt: a is also listed in .*train.txt"),
+        (damage("ImageSets/Main/test.txt", "\n"), "set: the test split has no images"),
+        (remove("ImageSets/Main/train.txt"), "neither train.txt nor trainval.txt"),
         (remove("Annotations/a.xml"), "no annotation .*a.xml of a.png"),
-        (remove("JPEGImages/a.png"), "train.txt names a, but .*JPEGImages has no picture"),
-        (emptied, "JPEGImages has no pictures"),
+        (remove("JPEGImages/a.png"), "train.txt: .*JPEGImages has no image"),
+        (emptied, "JPEGImages has no images"),
     ],
 )
 def test_damaged_voc_is_one_line(tmp_path, harm, message):
@@ -174,7 +174,7 @@ def test_folders_that_are_none(tmp_path):
     for read in (voc.read_voc, coco.read_coco):
         with pytest.raises(UserError, match="check config.data.dir"):
             read(tmp_path / "nothing", 64)
-    with pytest.raises(UserError, match="'cat' is none of the classes; choose one of dog, horse"):
+    with pytest.raises(UserError, match="'cat' is an unknown class; choose one of dog, horse"):
         voc.read_voc(some(tmp_path / "set"), 64, classes=("dog", "horse"))
     assert voc.read_voc(tmp_path / "set", 64, classes=("dog", "cat")).train.labels[0, :, 4].tolist() == [1, 0]
 
@@ -183,7 +183,7 @@ def test_folders_that_are_none(tmp_path):
 @pytest.mark.data
 def test_real_cells_are_all_read(data_dir, capsys):
     source = voc.read_voc(data_dir / "bccd", 64)
-    assert "2 boxes without area left out, in BloodImage_00338.xml, BloodImage_00343.xml" in capsys.readouterr().err
+    assert "2 boxes without area dropped, in BloodImage_00338.xml, BloodImage_00343.xml" in capsys.readouterr().err
     parts = source.train, source.validation, source.test
     assert [len(part.labels) for part in parts] == [205, 87, 72] and source.classes == ("Platelets", "RBC", "WBC")
     classes = np.concatenate([part.labels[..., 4].ravel() for part in parts])
@@ -240,7 +240,7 @@ def test_boxes_of_the_stored_pixels_are_turned_with_the_picture(tmp_path, orient
         upright = ImageOps.exif_transpose(file).size
     assert source.train.inputs.shape[1:3] == tuple(-(-side * 256 // max(upright) // 32) * 32 for side in upright[::-1])
     unsure = orientation > 1 and (frame == "stored" or size[0] == size[1] or orientation < 5)
-    assert ("10 pictures with an EXIF orientation whose annotations do not show" in capsys.readouterr().err) == unsure
+    assert ("10 images with an EXIF orientation whose annotations do not show" in capsys.readouterr().err) == unsure
 
 
 @pytest.mark.fast
@@ -256,7 +256,7 @@ def test_boxes_a_few_pixels_outside_are_clipped_with_a_count(tmp_path, capsys):
     pictures = {name: [CAT, ("cat", 0, -3, 5, 67, 20)] for name in "ab"} | {"c": [CAT]}
     source = voc.read_voc(write_voc(tmp_path / "set", pictures, {"train": "ab", "test": "c"}), 64)
     np.testing.assert_array_equal(source.train.labels[:, 1, :4], [[0, 5, 64, 20]] * 2)
-    line = "set: 2 boxes clipped that reached over the edge of their picture, in a.xml, b.xml"
+    line = "set: 2 boxes clipped at the edge of their image, in a.xml, b.xml"
     assert line in capsys.readouterr().err
 
 
@@ -273,7 +273,7 @@ def test_a_rare_class_stays_in_train(tmp_path):
 
 @pytest.mark.fast
 def test_pictures_of_which_each_has_its_own_class_cannot_be_split(tmp_path):
-    with pytest.raises(UserError, match="each picture has a class that no other has"):
+    with pytest.raises(UserError, match="each image has a class of its own"):
         voc.read_voc(write_voc(tmp_path / "set", {f"{i}": [(f"k{i}", *CAT[1:])] for i in range(10)}), 64)
 
 
@@ -301,7 +301,7 @@ def test_other_texts_beside_the_lists_are_no_lists(tmp_path):
 
 @pytest.mark.fast
 def test_two_lists_of_one_split_are_refused(tmp_path):
-    with pytest.raises(UserError, match="both 'val' and 'valid' name the validation split"):
+    with pytest.raises(UserError, match="'val' and 'valid' both denote the validation split"):
         voc.read_voc(some(tmp_path / "set", train="a", val="b", valid="c"), 64)
 
 
@@ -325,7 +325,7 @@ def test_the_picture_that_an_annotation_names_is_taken(tmp_path):
     folder = some(tmp_path / "set")
     for name in "abc":
         Image.new("RGB", (64, 32), "blue").save(folder / "JPEGImages" / f"{name}.bmp")
-    with pytest.raises(UserError, match="does not say in <filename> which of a.bmp and a.png it is about"):
+    with pytest.raises(UserError, match="<filename> does not select one of a.bmp and a.png"):
         voc.read_voc(folder, 64)
     for ending, colour in (("bmp", (0, 0, 255)), ("png", (255, 0, 0))):
         for path in (folder / "Annotations").glob("*.xml"):
@@ -349,11 +349,11 @@ def test_pictures_without_an_annotation_are_left_out_with_a_count(tmp_path, caps
         (folder / "Annotations" / f"{i}.xml").unlink()
     source = voc.read_voc(folder, 64)
     assert len(source.train.labels) + len(source.test.labels) == 5
-    assert "2 of 7 pictures left out, which have no annotation: 2.png, 4.png" in capsys.readouterr().err
+    assert "2 of 7 images have no annotation and are skipped: 2.png, 4.png" in capsys.readouterr().err
 
 
 @pytest.mark.fast
 def test_objects_that_are_all_difficult_are_named_so(tmp_path):
     pictures = {f"{i}": [("cat", 1, *CAT[2:])] for i in range(5)}
-    with pytest.raises(UserError, match="all 4 objects of the train part of set are crowds .*difficult=1"):
+    with pytest.raises(UserError, match="set: all 4 objects of the train split are crowds .*difficult=1"):
         voc.read_voc(write_voc(tmp_path / "set", pictures), 64)

@@ -200,7 +200,7 @@ def test_fields_of_other_tasks_are_refused(changes, message):
     ("changes", "message"),
     [
         ([("data.generate", False), ("data.name", "vox")], "config.data.name='vox' has no boxes; did you mean 'voc'"),
-        ([("data.generate", False), ("data.name", "voc")], "data.name=voc needs files; pass config.data.dir=PATH"),
+        ([("data.generate", False), ("data.name", "voc")], "data.name=voc needs files; set config.data.dir to a path"),
         ([("detect.width", 12)], "config.detect.width=12 is not a multiple of 8"),
     ],
 )
@@ -213,7 +213,7 @@ def test_bad_input_is_one_clear_line(changes, message):
 def test_parts_without_objects_are_refused():
     source = synthetic.draw_scenes(train=8, test=4, size=32)
     source.test.labels[..., 4] = -1
-    with pytest.raises(UserError, match="no picture of the test part of drawn has an object"):
+    with pytest.raises(UserError, match="drawn: no image of the test split has an object"):
         detection.check_splits("drawn", {"train": source.train, "test": source.test})
 
 

@@ -223,5 +223,5 @@ def test_fields_that_do_not_go_together(changes, message):
 def test_sets_without_people():
     with pytest.raises(UserError, match="data.name='digits' has no people; choose one of drawn_faces, folder, lfw"):
         face_verification.FaceVerification(schema.freeze(configure(("data.generate", False), ("data.name", "digits"))))
-    with pytest.raises(UserError, match="needs files; pass config.data.dir=PATH, with FOLDER/PERSON/PICTURE"):
+    with pytest.raises(UserError, match="needs files; set config.data.dir to a path with FOLDER/PERSON/PICTURE"):
         face_verification.FaceVerification(schema.freeze(configure(("data.generate", False))))

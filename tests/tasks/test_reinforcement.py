@@ -158,7 +158,7 @@ def test_arms_are_compared_in_returns_not_in_percent(tmp_path, capsys):
         ([("data.train_examples", 5)], "data.train_examples has no effect with config.task=policy"),
         ([("regularize.mixup", 0.5)], "regularize.mixup has no effect with config.task=policy"),
         ([("model.name", "resnet50")], "model.name=resnet50 is no network for task=policy; take one of policy"),
-        ([("init.source", "keras")], "init.source=keras has nothing for task=policy"),
+        ([("init.source", "keras")], "init.source=keras has no weights for task=policy"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path, changes, message):

@@ -1,6 +1,6 @@
-"""Data sets and how they are read; each is registered under the name that ``config.data.name`` has."""
+"""Readers of data sets, each registered under a name for ``config.data.name``."""
 
-from tl_jax.data import (  # noqa: F401  # which register themselves
+from tl_jax.data import (  # noqa: F401  # registers the readers
     coco,
     faces,
     image_folder,

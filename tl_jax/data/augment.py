@@ -1,6 +1,6 @@
-"""Random augmentation of images, with or without boxes, on the device; and the views of test-time augmentation.
+"""Random augmentation of images, with or without boxes, on the device; and views for test-time augmentation.
 
-Augmentation is keyed: the same key gives the same images.
+Augmentation is deterministic given its key.
 """
 
 from dataclasses import dataclass, replace
@@ -16,22 +16,22 @@ from tl_jax.data.detection import CLASS, NO_CLASS
 from tl_jax.utils.errors import UserError
 
 VIEW_COUNTS = (1, 2, 10)
-CROP_SIDE = 7 / 8  # of a crop: 224 of 256 pixels, as in Krizhevsky et al. 2012 (AlexNet), section 4.1
+CROP_SIDE = 7 / 8  # of a crop, relative: 224 of 256 pixels, as in Krizhevsky et al. 2012 (AlexNet), section 4.1
 
 
 def tta_views(images: jax.Array, count: int) -> jax.Array:
-    """Return ``count`` views of each picture, (N, H, W, C) -> (count, N, H, W, C).
+    """Return ``count`` views of each image, (N, H, W, C) -> (count, N, H, W, C).
 
     Args:
         images: (N, H, W, C) in [0, 255], uint8 or float.
-        count: 1, the pictures themselves; 2, and their mirror images; 10, five crops of 7/8 of the sides (top left, top
-            right, bottom left, bottom right, centre), enlarged to the picture's size and float32, then their mirrors.
+        count: 1 for the images; 2 for the images and their mirror images; 10 for five crops of 7/8 of the sides (top
+            left, top right, bottom left, bottom right, centre), resized to (H, W) as float32, and their mirror images.
 
     Raises:
         UserError: another count.
     """
     if count not in VIEW_COUNTS:
-        raise UserError(f"{count} views of a picture: there are {', '.join(map(str, VIEW_COUNTS))}")
+        raise UserError(f"{count} views per image: unsupported; use {', '.join(map(str, VIEW_COUNTS))}")
     images = jnp.asarray(images)
     if count == 1:
         return images[None]
@@ -50,37 +50,37 @@ def _five_crops(images: jax.Array) -> jax.Array:
 
 MAX_CROP_ASPECT = 4 / 3  # largest aspect ratio of a resized crop (Szegedy et al. 2015, arXiv:1409.4842, section 6)
 MAX_HUE_SHIFT = 0.1  # of the colour circle, at jitter 1
-ERASE_AREA = (0.02, 0.33)  # share of the area that is erased, if any
-MAX_ERASE_ASPECT = 10 / 3  # largest aspect ratio of what is erased
+ERASE_AREA = (0.02, 0.33)  # share of the area that is erased
+MAX_ERASE_ASPECT = 10 / 3  # largest aspect ratio of the erased rectangle
 
 
 @dataclass(frozen=True)
 class AugmentConfig(Options):
-    """What may happen to a picture in training, in this order; ``magnitude`` belongs to ``randaugment``."""
+    """Random changes of training images, in this order; ``magnitude`` is that of ``randaugment``."""
 
-    flip: bool = option(False, "mirror half of the training pictures left to right")
-    # The edge continues in the border.
-    crop_pad: int = option(0, "border in pixels of the stored picture before a random crop; 0 for none", low=0)
-    rotate: float = option(0.0, "largest rotation in degrees, either way; 0 for none", low=0.0, high=180.0)
-    # The aspect ratio changes by up to MAX_CROP_ASPECT either way; the crop is resized to the picture's own size.
-    resized_crop: float = option(0.0, "least share of the area that a crop keeps; 0 for none", low=0.0, high=1.0)
-    # At s, factors in [1 - s, 1 + s] and a shift of the hue by s * MAX_HUE_SHIFT; where C is 1, no colours.
+    flip: bool = option(False, "mirror training images left to right with probability 1/2")
+    # The border repeats the edge.
+    crop_pad: int = option(0, "border in pixels added before a random crop to the stored size; 0 for none", low=0)
+    rotate: float = option(0.0, "largest rotation in degrees, in either direction; 0 for none", low=0.0, high=180.0)
+    # The aspect ratio changes by up to MAX_CROP_ASPECT; the crop is resized to the size of the image.
+    resized_crop: float = option(0.0, "smallest share of the area that a crop keeps; 0 for none", low=0.0, high=1.0)
+    # At s, factors in [1 - s, 1 + s] and a shift of the hue by s * MAX_HUE_SHIFT; no colours if C is 1.
     jitter: float = option(0.0, "strength of changes to brightness, contrast, saturation, hue", low=0.0, high=1.0)
-    grey: float = option(0.0, "share of pictures turned grey", low=0.0, high=1.0)
+    grey: float = option(0.0, "probability of converting an image to grey", low=0.0, high=1.0)
     # See randaugment.OPERATIONS (arXiv:1909.13719).
-    randaugment: int = option(0, "operations drawn at random for each picture", low=0, high=10)
-    magnitude: float = option(9.0, "of these operations, of 10", low=0.0, high=10.0)
-    # Of ERASE_AREA, filled with noise (arXiv:1708.04896).
-    erase: float = option(0.0, "share of pictures in which a random rectangle is erased", low=0.0, high=1.0)
+    randaugment: int = option(0, "random operations per image", low=0, high=10)
+    magnitude: float = option(9.0, "magnitude of these operations, from 0 to 10", low=0.0, high=10.0)
+    # Area from ERASE_AREA, filled with noise (arXiv:1708.04896).
+    erase: float = option(0.0, "probability of erasing a random rectangle of an image", low=0.0, high=1.0)
 
 
 def augment(images: jax.Array, key: jax.Array, config: AugmentConfig) -> jax.Array:
-    """Return changed pictures (N, H, W, C) in [0, 255]: as they came where only flipped or shifted, else float32.
+    """Augment images (N, H, W, C) in [0, 255]; keeps the dtype if they are only flipped or shifted, else float32.
 
     Args:
-        images: (N, H, W, C) in [0, 255], uint8 or float; C is 1 or 3 where colours change.
-        key: of the batch; each picture gets its own.
-        config: what may happen.
+        images: (N, H, W, C) in [0, 255], uint8 or float; C is 1 or 3 if colours change.
+        key: random key of the batch; each image gets its own.
+        config: augmentation options.
     """
     if config == AugmentConfig():
         return images
@@ -88,10 +88,10 @@ def augment(images: jax.Array, key: jax.Array, config: AugmentConfig) -> jax.Arr
 
 
 def _augment_one(image: jax.Array, key: jax.Array, config: AugmentConfig) -> jax.Array:
-    # The published figures depend on these three keys: what came later folds in numbers from 3 on.
+    # Keep these three keys, on which the published figures depend; newer steps fold in numbers from 3 on.
     flip_key, crop_key, rotate_key = jax.random.split(key, 3)
     if config.flip:
-        image = cast(jax.Array, pix.random_flip_left_right(flip_key, image))  # which pix says may be NumPy's, too
+        image = cast(jax.Array, pix.random_flip_left_right(flip_key, image))  # pix annotates chex.Array
     if config.crop_pad:
         pad = config.crop_pad
         padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
@@ -115,16 +115,16 @@ def _augment_one(image: jax.Array, key: jax.Array, config: AugmentConfig) -> jax
 
 
 def random_rectangle(key: jax.Array, area_range: tuple[float, float], max_aspect: float) -> tuple[jax.Array, ...]:
-    """Draw a rectangle: top, left, height and width, each as a share of the picture's own side.
+    """Sample a rectangle: top, left, height and width, each relative to the side of the image.
 
-    Area uniform in ``area_range``; aspect ratio, relative to the picture's, log-uniform in
-    [1 / max_aspect, max_aspect] or what of it fits into the picture, so that nothing is drawn again or cut (which would
-    make the area too small).
+    The area is uniform in ``area_range``. The aspect ratio, relative to that of the image, is log-uniform in
+    [1 / max_aspect, max_aspect], limited to values that fit into the image: no resampling or clipping, which would
+    reduce the area, is needed.
     """
     area, ratio, top, left = jax.random.uniform(key, (4,))
     area = area_range[0] + (area_range[1] - area_range[0]) * area
     log_limit = jnp.minimum(jnp.log(max_aspect), -jnp.log(area))
-    root = jnp.exp(log_limit * (ratio - 0.5))  # of the aspect ratio
+    root = jnp.exp(log_limit * (ratio - 0.5))  # square root of the aspect ratio
     height, width = (jnp.minimum(jnp.sqrt(area) * factor, 1.0) for factor in (1 / root, root))  # 1.0000001 is rounding
     return top * (1 - height), left * (1 - width), height, width
 
@@ -136,10 +136,10 @@ def _resized_crop(image: jax.Array, key: jax.Array, min_area: float) -> jax.Arra
 def crop_and_resize(
     image: jax.Array, top: jax.Array, left: jax.Array, height: jax.Array, width: jax.Array
 ) -> jax.Array:
-    """Crop a rectangle, see ``random_rectangle``, and resize it to the size of the whole image (H, W, C), float32."""
+    """Crop a rectangle, see ``random_rectangle``, and resize it to the size of the image (H, W, C), float32."""
     scale = 1 / jnp.stack([height, width])
     shift = -jnp.stack([top * image.shape[0], left * image.shape[1]]) * scale
-    # A crop is only ever enlarged: antialiasing would change nothing.
+    # Crops are only enlarged, so antialiasing would have no effect.
     image = jax.image.scale_and_translate(image, image.shape, (0, 1), scale, shift, "linear", antialias=False)
     return jnp.clip(image, 0.0, 255.0)
 
@@ -156,10 +156,10 @@ def _jitter(image: jax.Array, key: jax.Array, strength: float) -> jax.Array:
 
 
 def _shift_hue(image: jax.Array, shift: jax.Array) -> jax.Array:
-    """Move the hue of HSV by ``shift`` circles, keeping saturation and value.
+    """Shift the hue of HSV by ``shift`` turns, keeping saturation and value.
 
-    ``pix.adjust_hue`` asks which channel *equals* the largest. Under jit the two sides may be computed with different
-    rounding, none is equal, and the hue is off by a third of the circle. Here the parts meet where two are alike.
+    ``pix.adjust_hue`` tests which channel equals the maximum. Under jit the two sides may be rounded differently; then
+    no channel is equal, and the hue is off by a third of a turn. The formula here is continuous.
     """
     red, green, blue = jnp.moveaxis(image, -1, 0)
     high = image.max(-1)
@@ -168,7 +168,7 @@ def _shift_hue(image: jax.Array, shift: jax.Array) -> jax.Array:
     hue = jnp.where(green >= blue, 2 + slope * (blue - red), 4 + slope * (red - green))
     hue = jnp.where(red >= jnp.maximum(green, blue), slope * (green - blue), hue) / 6
     saturation = spread / jnp.where(high > 0, high, 1.0)
-    # dm-pix means values in [0, 1], but is linear in this one.
+    # dm-pix expects values in [0, 1], but this function is linear.
     return jnp.clip(pix.hsv_to_rgb(jnp.stack([hue + shift, saturation, high], -1)), 0.0, 255.0)
 
 
@@ -177,7 +177,7 @@ def _random_grey(image: jax.Array, key: jax.Array, probability: float) -> jax.Ar
 
 
 def _erase(image: jax.Array, key: jax.Array, probability: float) -> jax.Array:
-    """Fill a rectangle with noise uniform in [0, 255), the filling that the paper recommends."""
+    """Fill a rectangle with noise uniform in [0, 255), as the paper recommends."""
     chance_key, box_key, noise_key = jax.random.split(key, 3)
     top, left, height, width = random_rectangle(box_key, ERASE_AREA, MAX_ERASE_ASPECT)
     rows, columns = ((jnp.arange(side) + 0.5) / side for side in image.shape[:2])  # centres of pixels
@@ -186,25 +186,24 @@ def _erase(image: jax.Array, key: jax.Array, probability: float) -> jax.Array:
     return jnp.where(inside[..., None], jax.random.uniform(noise_key, image.shape, maxval=255.0), image)
 
 
-COLOUR_KEY = 11  # folded into the key; the pictures' own keys are split from it
+COLOUR_KEY = 11  # folded into the key before it is split per image
 
 
 def augment_boxes(
     images: jax.Array, labels: jax.Array, key: jax.Array, config: AugmentConfig, min_visibility: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Return changed pictures (N, H, W, C) in [0, 255], and labels (N, M, 6) whose boxes lie where the objects are now.
+    """Augment images (N, H, W, C) in [0, 255] and their labels (N, M, 6).
 
-    A crop cuts boxes at its edge; those of which less than ``min_visibility`` or nothing is left are dropped: their
-    class is then -1.
+    Crops clip boxes at their edge. A box with a visible share below ``min_visibility``, or of 0, gets the class -1.
 
     Args:
         images: (N, H, W, C) in [0, 255].
         labels: float32 (N, M, 6), see ``detection.build_dataset``.
-        key: of the batch; each picture gets its own.
-        config: what may happen; ``flip``, ``resized_crop`` and what changes colours only.
-        min_visibility: least share of a box's area that stays in the picture.
+        key: random key of the batch; each image gets its own.
+        config: augmentation options; only ``flip``, ``resized_crop`` and those of colours apply.
+        min_visibility: smallest share of a box's area inside the crop.
     """
-    # What moves pixels. Rotations and RandAugment turn boxes into what is none, shifts are crops too.
+    # Geometric operations. Rotations and RandAugment would not keep boxes axis-aligned; shifts are crops.
     if config.flip or config.resized_crop:
         keys = jax.random.split(key, len(images))
         augment_all = jax.vmap(lambda image, label, k: _augment_boxes_one(image, label, k, config, min_visibility))
@@ -232,18 +231,18 @@ def _augment_boxes_one(
 
 
 def flip_boxes(boxes: jax.Array, width: int) -> jax.Array:
-    """Return boxes (M, 4) in pixels as they lie in the picture mirrored left to right."""
+    """Mirror boxes (M, 4) in pixels left to right."""
     x0, y0, x1, y1 = boxes.T
     return jnp.stack([width - x1, y0, width - x0, y1], axis=1)
 
 
 def crop_boxes(boxes: jax.Array, crop: tuple[jax.Array, ...], shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Return boxes (M, 4) as they lie in a crop that is enlarged to the whole picture, and the shares that are left.
+    """Return boxes (M, 4) after cropping and resizing to the image size, and their visible shares (M,).
 
     Args:
-        boxes: in pixels of the whole.
-        crop: top, left, height and width of the crop, as shares of the picture's sides.
-        shape: (H, W) of the picture, before and after.
+        boxes: in pixels of the image.
+        crop: top, left, height and width of the crop, relative to the sides of the image.
+        shape: (H, W) of the image, before and after.
     """
     top, left, height, width = crop
     high, wide = shape

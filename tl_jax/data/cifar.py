@@ -1,8 +1,8 @@
-"""CIFAR-10 and CIFAR-100 as TFDS folders, made from the published binary archives without TensorFlow.
+"""Prepare CIFAR-10 and CIFAR-100 as TFDS folders from the published binary archives, without TensorFlow.
 
-TFDS' own builders of the two sets read their archives with ``tf.io.gfile``. The builder here does the same work with
-tarfile and Pillow; what it writes is what they write: the same features, ids, order and PNG images (lossless), in
-array_record files that ``tfds.data_source`` and ``tfds.builder_from_directory`` read.
+TFDS' own builders read their archives with ``tf.io.gfile``. This builder uses tarfile and Pillow, and writes the
+same features, ids, order and PNG images (lossless), in array_record files that ``tfds.data_source`` and
+``tfds.builder_from_directory`` read.
 """
 
 import contextlib
@@ -27,23 +27,23 @@ from tl_jax.utils.json_files import read_json
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-VERSION = "3.0.2"  # that of TFDS' own builders, for which tfds.data_source looks
+VERSION = "3.0.2"  # that of TFDS' own builders, which tfds.data_source expects
 SIDE = 32  # pixels
-PIXELS = 3 * SIDE * SIDE  # bytes of an image: a plane each of red, green and blue
+PIXELS = 3 * SIDE * SIDE  # bytes of an image: planes of red, green and blue
 HOMEPAGE = "https://www.cs.toronto.edu/~kriz/"
 CITATION = "Alex Krizhevsky: Learning multiple layers of features from tiny images. Technical report, 2009."
 
 
 class LabelFeature(NamedTuple):
-    """One label of each image: a byte of the record, in the order of ``Archive.labels``."""
+    """One label per image: a byte of the record, in the order of ``Archive.labels``."""
 
     feature: str
-    file: str  # the class names, one a line
+    file: str  # class names, one per line
     classes: int
 
 
 class Archive(NamedTuple):
-    """Where a set is published, and what its archive holds. A record is a byte a label, then ``PIXELS`` bytes."""
+    """Source and content of a published archive. A record is one byte per label, then ``PIXELS`` bytes."""
 
     file: str
     digest: str  # as in TFDS' url_checksums
@@ -74,62 +74,62 @@ ARCHIVES = {
 
 
 class ArchiveContent(NamedTuple):
-    """What was read from an archive: records (N, labels + PIXELS) uint8 by split, class names by feature."""
+    """Content of an archive: records (N, labels + PIXELS) uint8 by split, class names by feature."""
 
     records: dict[str, np.ndarray]
     names: dict[str, list[str]]
 
 
 def prepare(name: str, data_dir: Path, *, url: str | None = None, digest: str | None = None) -> Path:
-    """Return the TFDS folder ``data_dir/name/VERSION`` of a set, and make it first if it is not there.
+    """Return the TFDS folder ``data_dir/name/VERSION`` of a data set; create it if it is missing.
 
-    The archive (170 MB) stays in ``data_dir/downloads``. Making the folder takes about half a minute, some 0.5 GB of
-    memory and 150 MB of disk; it appears whole or not at all. Read it with
+    The archive (170 MB) is kept in ``data_dir/downloads``. Creating the folder takes about 30 s, 0.5 GB of memory and
+    150 MB of disk; it is created completely or not at all. Read it with
     ``tfds.builder_from_directory(folder).as_data_source("train")`` or ``tfds.data_source(name, data_dir=data_dir)``:
     examples have ``image`` (32, 32, 3) uint8 RGB, ``label`` int, ``id`` bytes, for cifar100 also ``coarse_label`` int.
 
     Args:
         name: "cifar10" or "cifar100".
-        data_dir: folder of TFDS sets; a complete version of the set in it, whoever made it, is taken as it is.
-        url: where the binary archive is, if not at its publisher's.
-        digest: its hash as ``fetch`` takes it, if it is not the published archive.
+        data_dir: folder of TFDS data sets; a complete version of the data set in it is used as it is.
+        url: address of the binary archive, if not the publisher's.
+        digest: hash of the archive as ``fetch`` takes it, if it is not the published one.
 
     Raises:
-        UserError: an unknown name, a failed download, a damaged archive or one of another layout, a folder that is
-            in the way or cannot be written.
+        UserError: an unknown name, a failed download, a damaged archive or one of another layout, or a folder that
+            blocks the result or cannot be written.
     """
     if name not in ARCHIVES:
-        raise UserError(f"no builder for data set {name!r}: {nearest(name, ARCHIVES)}")
+        raise UserError(f"no builder for data set {name!r}; {nearest(name, ARCHIVES)}")
     data_dir, archive = Path(data_dir), ARCHIVES[name]
     if existing := find_prepared(name, data_dir):
         return existing
     folder = data_dir / name / VERSION
     with locked(folder):
-        if existing := find_prepared(name, data_dir):  # another process made it while we waited
+        if existing := find_prepared(name, data_dir):  # another process made it meanwhile
             return existing
         if folder.exists():
-            raise UserError(f"{folder} is no complete array_record set of {name}: move it away, it is then made anew")
-        for stale in folder.parent.glob(f"incomplete.*_{VERSION}"):  # TFDS' name for a folder being written
-            shutil.rmtree(stale)  # its writer was killed: we hold the lock
+            raise UserError(f"{folder}: no complete array_record data set of {name}; move it away to create it again")
+        for stale in folder.parent.glob(f"incomplete.*_{VERSION}"):  # TFDS' name of an unfinished folder
+            shutil.rmtree(stale)  # its writer was killed, as we hold the lock
         url = url or HOMEPAGE + archive.file
         file = data_dir / "downloads" / Path(urlsplit(url).path).name
         content = read_archive(fetch(url, file, digest or archive.digest), archive)
         try:
             _write(name, data_dir, archive, content)
         except OSError as error:
-            raise UserError(f"cannot write {folder} ({error}): free the disk or choose another folder") from error
+            raise UserError(f"cannot write {folder} ({error}); free disk space, or choose another folder") from error
     return folder
 
 
 def find_prepared(name: str, data_dir: Path) -> Path | None:
-    """Return the folder of a complete array_record version of a set: ``VERSION``, else the newest, else None."""
+    """Return the folder of a complete array_record version of a data set: ``VERSION``, else the newest, else None."""
     versions = [path for path in data_dir.glob(f"{name}/*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
     versions.sort(key=lambda path: (path.name == VERSION, *map(int, path.name.split("."))), reverse=True)
     return next((path for path in versions if _is_complete(name, path)), None)
 
 
 def _is_complete(name: str, folder: Path) -> bool:
-    """Tell whether ``folder`` has all the shards that its dataset_info.json tells of, each with all its records."""
+    """Return whether ``folder`` has all the shards of its dataset_info.json, each with all its records."""
     with require_extra("tfds"):
         from array_record.python.array_record_module import ArrayRecordReader
 
@@ -138,7 +138,7 @@ def _is_complete(name: str, folder: Path) -> bool:
         lengths = {str(split["name"]): [int(length) for length in split["shardLengths"]] for split in splits}
     except (UserError, ValueError, KeyError, TypeError, OverflowError):
         return False
-    existing = set(os.listdir(folder))  # names that lead elsewhere are not among these
+    existing = set(os.listdir(folder))  # excludes paths outside the folder
     shards = {
         f"{name}-{split}.array_record-{i:05d}-of-{len(shards):05d}": length
         for split, shards in lengths.items()
@@ -152,7 +152,7 @@ def _is_complete(name: str, folder: Path) -> bool:
 
 
 def read_archive(path: Path, archive: Archive) -> ArchiveContent:
-    """Read the records and class names out of a binary archive; nothing is written to disk.
+    """Read the records and class names of a binary archive, without writing to disk.
 
     Raises:
         UserError: the archive is damaged or has another layout.
@@ -184,7 +184,7 @@ def read_archive(path: Path, archive: Archive) -> ArchiveContent:
 
 
 def _read_members(path: Path, folder: str) -> dict[str, bytes]:
-    """Return the content of the plain files of ``folder`` in a tar.gz, by name."""
+    """Return name -> content of the regular files in ``folder`` of a tar.gz."""
     files = {}
     with open_tar(path) as tar:
         for member in tar:
@@ -195,20 +195,20 @@ def _read_members(path: Path, folder: str) -> dict[str, bytes]:
 
 
 def _wrong_layout(path: Path, what: str) -> UserError:
-    return UserError(f"{path} {what}: give the url of the archive of the *binary* version, or leave url and digest out")
+    return UserError(f"{path} {what}; pass the url of the archive of the *binary* version, or omit url and digest")
 
 
 def _write(name: str, data_dir: Path, archive: Archive, content: ArchiveContent) -> None:
-    """Write the set with TFDS' own writer: into incomplete.*_VERSION, which is renamed to VERSION at the end."""
+    """Write the data set with TFDS' own writer, to incomplete.*_VERSION, which is then renamed to VERSION."""
     with require_extra("tfds"):
         import tensorflow_datasets as tfds
 
     total = sum(map(len, content.records.values()))
     with tqdm(total=total, desc=f"preparing {name}", unit=" images", mininterval=0.5, leave=False) as bar:
         builder = _builder(name, archive, content, bar)(data_dir=data_dir, file_format="array_record")
-        unused = data_dir / "downloads"  # TFDS makes its folders for downloads even where nothing is downloaded
+        unused = data_dir / "downloads"  # TFDS creates it without any download
         config = tfds.download.DownloadConfig(try_download_gcs=False, extract_dir=unused)
-        tfds.disable_progress_bar()  # ours is the one line shown
+        tfds.disable_progress_bar()  # replaced by ours
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare(download_config=config)
@@ -219,7 +219,7 @@ def _write(name: str, data_dir: Path, archive: Archive, content: ArchiveContent)
 def _builder(
     set_name: str, archive: Archive, content: ArchiveContent, bar: tqdm
 ) -> "type[tfds.core.GeneratorBasedBuilder]":
-    """Return a TFDS builder class of the content. It is not registered: TFDS has a builder of that name."""
+    """Return a TFDS builder class of the content, not registered because TFDS has one of that name."""
     with require_extra("tfds"):
         import tensorflow_datasets as tfds
 
@@ -246,7 +246,7 @@ def _builder(
             for i, record in enumerate(content.records[split]):
                 values, planes = np.split(record, [len(archive.labels)])
                 labels = {key: int(value) for key, value in zip(content.names, values, strict=True)}
-                # A Pillow image: TFDS would encode an array with TensorFlow.
+                # As a Pillow image: TFDS would encode an array with TensorFlow.
                 image = Image.fromarray(planes.reshape(3, SIDE, SIDE).transpose(1, 2, 0).copy())
                 yield i, {"id": f"{split}_{i:05d}", "image": image} | labels
                 bar.update()

@@ -1,6 +1,6 @@
 """CoNLL column files of tagged words, and the tag schemes of named entities (IOB, BIOES, BILOU and others).
 
-A file has one word per line and a blank line between sentences. Entities are extracted as seqeval does it.
+A file has one word per line and a blank line between sentences. Entities are extracted as in seqeval.
 """
 
 import re
@@ -13,15 +13,15 @@ from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import require_extra
 
 DOCUMENT = "-DOCSTART-"
-_ID = re.compile("[0-9]{1,9}")  # more would be a word
-_EXTRA_ID = re.compile("[0-9]+[-.][0-9]+")  # CoNLL-U: a contraction of several words, or a word that is not there
+_ID = re.compile("[0-9]{1,9}")  # longer numbers are words
+_EXTRA_ID = re.compile("[0-9]+[-.][0-9]+")  # CoNLL-U: a contraction of several words, or an elided word
 _BLANKS = " \t\r"
 
-Line = tuple[int, list[str]]  # its number, its cells
+Line = tuple[int, list[str]]  # line number, cells
 
 
 class Sentence(NamedTuple):
-    """Words, their tags, and the number of each word's line."""
+    """Words, their tags, and their line numbers."""
 
     words: list[str]
     tags: list[str]
@@ -40,26 +40,26 @@ def read_sentences(
 ) -> list[Sentence | UserError]:
     """Read the sentences of a file.
 
-    Columns are separated by tabs in lines that hold one, so that words may contain blanks, else by blanks; a
-    no-break space is part of a word. Without ``names`` the word is the first column and the tag the last. If the first
-    column numbers the words of each sentence, the word is the second; comment lines and CoNLL-U's contractions are
-    left out, and with more than three columns ``names`` are needed.
+    Columns are separated by tabs in lines with a tab, so that words may contain blanks, else by blanks; a no-break
+    space is part of a word. Without ``names``, the word is the first column and the tag the last. If the first column
+    numbers the words of each sentence, the word is the second; comment lines and CoNLL-U's contractions are dropped,
+    and more than three columns need ``names``.
 
     Args:
-        file: for messages.
-        text: of the file.
-        names: of all columns.
-        word: name of the column with the words.
-        tag: name of the column with the tags.
-        tagged: whether tags are needed; else a line may be a word alone, the tags are empty, and a sentence with a
-            damaged line has its error in its place.
+        file: path for messages.
+        text: content of the file.
+        names: names of all columns.
+        word: name of the column of words.
+        tag: name of the column of tags.
+        tagged: whether tags are required; else a line may be a single word, tags are empty, and a sentence with an
+            invalid line is replaced by its error.
 
     Raises:
-        UserError: a line with another number of columns, or columns that are not known; the message names the lines.
+        UserError: lines with another number of columns, or unknown columns; it gives the lines.
     """
     groups = list(_groups(text))
     if not groups:
-        raise UserError(f"{file} is empty; fill it, or take it away")
+        raise UserError(f"{file}: empty; add sentences, or remove the file")
     layout = _find_layout(file, groups, names, word, tag, tagged)
     line_errors, sentences = LineErrors(file, keep=not tagged), []
     for group in groups:
@@ -69,9 +69,9 @@ def read_sentences(
             if len(cells) != layout.width:
                 columns = f"one column, {cells[0]!r}" if len(cells) == 1 else f"{len(cells)} columns"
                 problem = f"{columns}, not {layout.width} as in the first line"
-                line_errors.add(line, problem, "a line is a word and, at its end, a tag")
+                line_errors.add(line, problem, "write a word and, at the end, its tag")
             elif not all(cell.strip() for cell in (cells[layout.word], cells[layout.tag])):
-                line_errors.add(line, "an empty word or tag", "write it, or take the line away")
+                line_errors.add(line, "an empty word or tag", "fill it in, or remove the line")
         if len(line_errors.lines) > num_errors:
             sentences.append(line_errors.by_line()[line_errors.lines[num_errors][0]])
         elif rows:
@@ -116,21 +116,21 @@ def _find_layout(
             )
         if width != len(names) and (tagged or width != 1):
             raise UserError(
-                f"{file}:{first[0]}: {width} columns, not {len(names)} ({', '.join(names)}); mend config.data.columns"
+                f"{file}:{first[0]}: {width} columns, not {len(names)} ({', '.join(names)}); fix config.data.columns"
             )
         word_column = names.index(word) if width > 1 else 0
         return _Layout(word_column, names.index(tag) if tagged else word_column, width, numbered)
     if numbered and width > 3:
         raise UserError(
             f"{file}:{first[0]}: the first of {width} columns numbers the words, as in GermEval or CoNLL-U, so the "
-            "column of the tags is not certain; name all columns, such as config.data.columns=('id','word','tag',"
+            "column of the tags is unclear; name all columns, such as config.data.columns=('id','word','tag',"
             "'other'), with config.data.text=('word',) and config.data.label=tag"
         )
     if width < 2 and tagged:
         single_column = all(len(cells) == 1 for group in groups for _, cells in group)
         action = (
-            f"words without tags are to predict from: {file.name}" if single_column
-            else "a line is a word and, at its end, a tag"
+            f"add tags, or predict from {file.name}" if single_column
+            else "write a word and, at the end, its tag"
         )  # fmt: skip
         raise UserError(f"{file}:{first[0]}: one column, {first[1][0]!r}; {action}")
     word_column = int(numbered)
@@ -138,7 +138,7 @@ def _find_layout(
 
 
 def _are_numbered(groups: Sequence[list[Line]]) -> bool:
-    """Whether the first of three columns or more counts the words in every sentence."""
+    """Return whether the first of at least three columns numbers the words in every sentence."""
     longest = 0
     for group in groups:
         rows = [cells for _, cells in _comments_dropped(group, True) if not _EXTRA_ID.fullmatch(cells[0])]
@@ -163,16 +163,16 @@ def _is_extra(row: Line, numbered: bool) -> bool:
 
 
 OUTSIDE = "O"  # tag of a word that belongs to no entity
-DEFAULT_KIND = "entity"  # kind of tags that name none: B, I and O alone
+DEFAULT_KIND = "entity"  # kind of tags without one: B, I and O
 _PREFIX = re.compile(r"(?P<prefix>[BIESLUMW])(?:[-_:/](?P<kind>.+))?", re.IGNORECASE)
 _SUFFIX = re.compile(r"(?P<kind>.+)[-_:/](?P<prefix>[BIESLUMW])", re.IGNORECASE)
-# Prefixes that the tags of a scheme have; the first one that holds all prefixes of a data set is taken.
+# Prefixes of the tags of a scheme; the first scheme with all prefixes of a data set is used.
 _SCHEMES = {
     "IOB": "BI", "IOE": "IE", "BIOES": "BIES", "BILOU": "BILU", "BMEWO": "BMEW", "BMES": "BMES",
 }  # fmt: skip
-_BIOES_PREFIXES = {"BMEWO": {"M": "I", "W": "S"}, "BMES": {"M": "I"}}  # into those of BIOES
+_BIOES_PREFIXES = {"BMEWO": {"M": "I", "W": "S"}, "BMES": {"M": "I"}}  # to BIOES
 _STRICT = {"BIOES": "IOBES", "BMEWO": "IOBES", "BMES": "IOBES", "BILOU": "BILOU"}  # classes of seqeval.scheme
-# Parts of speech of Universal Dependencies and the Penn Treebank: tags of single words, even beside a tag "O".
+# Parts of speech of Universal Dependencies and the Penn Treebank: tags of single words, even if a tag "O" exists.
 PARTS_OF_SPEECH = frozenset(
     "ADJ ADP ADV AUX CCONJ CONJ DET INTJ NOUN NUM PART PRON PROPN PRT PUNCT SCONJ SYM VERB "
     "CC CD DT EX FW IN JJ JJR JJS LS MD NN NNP NNPS NNS PDT POS PRP PRP$ RB RBR RBS RP TO UH VB VBD VBG VBN VBP VBZ "
@@ -181,13 +181,13 @@ PARTS_OF_SPEECH = frozenset(
 
 
 class TagScheme(NamedTuple):
-    """How the tags of a data set mark entities.
+    """The way tags mark entities.
 
     Attributes:
         name: "IOB" (IOB1 and IOB2), "IOE", "BIOES", "BILOU", "BMEWO", "BMES" or "IO" (kinds without a prefix, so that
             neighbours of one kind are one entity); "" if each tag is a class of words, such as a part of speech.
-        tags: tag -> the same tag in the form that seqeval reads, such as "B-LOC" for "b_LOC"; empty if ``name`` is.
-        outside: the tag of words outside entities, "" if there is none.
+        tags: tag -> tag in the form of seqeval, such as "B-LOC" for "b_LOC"; empty if ``name`` is.
+        outside: tag of words outside entities, "" if there is none.
     """
 
     name: str
@@ -195,19 +195,19 @@ class TagScheme(NamedTuple):
     outside: str
 
     def kind(self, tag: str) -> str:
-        """Return what a tag stands for, without a prefix: "LOC" for "B-LOC"."""
+        """Return a tag without its prefix: "LOC" for "B-LOC"."""
         return self.tags[tag].partition("-")[2] or tag if self.name else tag
 
     def entities(self, tags: Sequence[str]) -> list[tuple[str, int, int]]:
         """Return the entities of a sentence as (kind, first word, last word).
 
-        IOB, IOE and IO are read as CoNLL's own script reads them: an I- that continues nothing begins an entity. Of
-        the schemes that mark single words, only entities whose tags are complete count (seqeval's strict mode).
+        IOB, IOE and IO are read as by CoNLL's own script: an I- that continues nothing begins an entity. In schemes
+        that mark single words, only complete entities count (seqeval's strict mode).
         """
         canonical = [self.tags.get(tag, OUTSIDE) for tag in tags]
         if self.name not in _STRICT:
             with require_extra("text"):
-                from seqeval.metrics.sequence_labeling import get_entities  # takes two seconds
+                from seqeval.metrics.sequence_labeling import get_entities  # takes 2 s
 
             return get_entities(canonical)
         with require_extra("text"):
@@ -218,7 +218,7 @@ class TagScheme(NamedTuple):
 
 
 def find_scheme(classes: Iterable[str]) -> TagScheme:
-    """Return the scheme of the tags of a data set; one without a name if they are classes of single words."""
+    """Return the scheme of the tags of a data set; without a name if they are classes of single words."""
     classes = tuple(classes)
     outside = next((tag for tag in (OUTSIDE, OUTSIDE.lower()) if tag in classes), "")
     inside = [tag for tag in classes if tag != outside]
@@ -234,7 +234,7 @@ def find_scheme(classes: Iterable[str]) -> TagScheme:
 
 
 def has_prefix(tag: str) -> bool:
-    """Whether a tag is one such as B-LOC, i_loc or U-PER."""
+    """Return whether a tag has a prefix, such as B-LOC, i_loc or U-PER."""
     match = _PREFIX.fullmatch(tag)
     return match is not None and match["kind"] is not None
 
@@ -245,7 +245,7 @@ def _prefix_scheme(
     letters = [str(match["prefix"]).upper() for match in matches]
     bare = [not match["kind"] for match in matches]
     if any(bare) and not (all(bare) and outside and {"B", "I"}.intersection(letters)):
-        return None  # single letters among others are parts of speech
+        return None  # mixed single letters are parts of speech
     name = next((name for name, allowed in _SCHEMES.items() if set(letters) <= set(allowed)), None)
     if name is None:
         return None

@@ -17,20 +17,20 @@ from tl_jax.utils.download import cache_dir
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.log import warn_once
 
-TEST_FRACTIONS = {"third": 1 / 3, "fifth": 1 / 5}  # held out of sets that come without a test part
-DECODED_BYTES = 16 * 10**9  # of decoded pictures kept on disk; the sets used longest ago make room
-WORKERS = min(16, os.cpu_count() or 1)  # threads; Pillow decodes without the interpreter's lock
-CLASS = 4  # column of a label that is boxes
-SPLIT_SEED = 0  # of that cut: the same test part whatever the seed of the run
+TEST_FRACTIONS = {"third": 1 / 3, "fifth": 1 / 5}  # shares held out of data sets without a test split
+DECODED_BYTES = 16 * 10**9  # limit of decoded images on disk; the least recently used sets are removed
+WORKERS = min(16, os.cpu_count() or 1)  # threads; Pillow releases the GIL while decoding
+CLASS = 4  # column of the class in a label of boxes
+SPLIT_SEED = 0  # of held-out test splits: the same for every seed of the run
 
 
 class EncodedImages:
-    """Pictures uint8 (N, H, W, 3) that stay encoded on disk and are decoded, by several threads, when they are read.
+    """Images uint8 (N, H, W, 3) that stay encoded on disk and are decoded on every read, by several threads.
 
     Attributes:
-        decode: row -> picture (H, W, 3).
+        decode: row -> image (H, W, 3).
         shape: (N, H, W, 3).
-        key: names the pictures, for what is computed of them and kept.
+        key: identifies the images, for caches of values computed from them.
     """
 
     dtype = np.dtype(np.uint8)
@@ -55,7 +55,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 class Subset:
-    """Some rows of an array that stays where it is, on disk perhaps; the rows of rows are rows of the same array."""
+    """Rows of an array that is not copied, for example on disk; a subset of a subset refers to the same array."""
 
     def __init__(self, array: "np.ndarray | EncodedImages | Subset", indices: np.ndarray):
         nested = isinstance(array, Subset)
@@ -74,19 +74,19 @@ class Subset:
 
 
 def slice_images(images: "np.ndarray | EncodedImages", first: int, stop: int) -> "np.ndarray | Subset":
-    """Return the pictures from ``first`` up to ``stop``, without a copy."""
+    """Return the images from ``first`` up to ``stop``, without a copy."""
     return Subset(images, np.arange(first, stop)) if isinstance(images, EncodedImages) else images[first:stop]
 
 
 class Split(NamedTuple):
-    """N examples.
+    """A split of N examples.
 
     Attributes:
-        inputs: images uint8 (N, H, W, 3), RGB, read by rows as ``inputs[rows]``; or texts, pairs of texts or lists of
-            words, object (N,).
-        labels: int32 (N,) in [0, K); boxes float32 (N, M, 6), or tags int32 (W,) of each list of words.
-        groups: (N,) names of what each belongs to, a patient say; None where that is not known.
-        files: (N,) the file of each; None where they are no files.
+        inputs: images uint8 (N, H, W, 3), RGB, indexed as ``inputs[rows]``; or texts, pairs of texts or lists of words,
+            object (N,).
+        labels: int32 (N,) in [0, K); boxes float32 (N, M, 6), or tags int32 (W,) for each list of words.
+        groups: (N,) group names, such as patients; None if unknown.
+        files: (N,) file of each example; None if there are no files.
     """
 
     inputs: "Images"
@@ -104,21 +104,21 @@ Images = np.ndarray | EncodedImages | Subset
 
 
 def is_encoded(images: Images) -> bool:
-    """Whether pictures are decoded at each reading."""
+    """Return whether images are decoded on every read."""
     return isinstance(images.array if isinstance(images, Subset) else images, EncodedImages)
 
 
 class Dataset(NamedTuple):
-    """A data set before any part is cut for validation.
+    """A data set before its validation split is held out.
 
     Attributes:
-        name: of the set, with its version where it has one.
-        train: its training part.
-        test: its test part.
-        classes: K names.
-        test_origin: where the test part comes from.
-        validation: a part for choosing, where the set brings one beside the others.
-        value_range: of images with more than 8 bits, the values that became 0 and 255; None where there are none.
+        name: name of the data set, with its version if there is one.
+        train: training split.
+        test: test split.
+        classes: K class names.
+        test_origin: source of the test split.
+        validation: validation split, if the data set has one of its own.
+        value_range: values that become 0 and 255, for images with more than 8 bits; else None.
     """
 
     name: str
@@ -130,7 +130,7 @@ class Dataset(NamedTuple):
     value_range: tuple[float, float] | None = None
 
     def facts(self) -> dict[str, Any]:
-        """Return what else a run must know to read other images as it has read these; nothing for 8 bits."""
+        """Return the facts that a run needs to read other images alike; {} for images of 8 bits."""
         return {"value_range": list(self.value_range)} if self.value_range else {}
 
 
@@ -141,7 +141,7 @@ def cached_array(
     dtype: Any,
     make: Callable[[], Iterator[np.ndarray]],
 ) -> np.ndarray:
-    """Return what ``make`` yields, cached on disk until the files' sizes or times, or ``options``, change."""
+    """Return the yields of ``make``, cached on disk until ``options`` or the sizes or times of the files change."""
     return DiskCache(cache_dir() / "decoded", DECODED_BYTES).get(_cache_key(files, options), shape, dtype, make)
 
 
@@ -153,15 +153,15 @@ def cached_or_encoded(
     max_bytes: float,
     options: tuple[Any, ...] = (),
 ) -> np.ndarray | EncodedImages:
-    """Return pictures uint8, decoded once and kept on disk, or decoded each time they are read.
+    """Return uint8 images, either decoded once and cached on disk, or decoded on every read.
 
     Args:
-        files: that hold them.
+        files: files of the images.
         shape: (N, H, W, 3).
-        make: yields them in order, some at a time.
-        decode: row -> picture, for a set of more than ``max_bytes``.
-        max_bytes: that a decoded set may take.
-        options: what the pictures depend on beside the files.
+        make: yields the images in order, in batches.
+        decode: row -> image, for a data set above ``max_bytes``.
+        max_bytes: size limit of a decoded data set.
+        options: anything else that the images depend on.
     """
     all_options = "pictures", shape, *options
     if int(np.prod(shape)) <= max_bytes:
@@ -173,17 +173,17 @@ def _cache_key(files: Iterable[str | Path], options: Any) -> str:
     try:
         stamps = [(str(path), stat.st_size, stat.st_mtime_ns) for path in files for stat in [os.stat(path)]]
     except OSError as error:
-        raise UserError(f"cannot read {error.filename} ({error.strerror}); restore or remove it") from error
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); restore or remove it") from error
     return hashlib.sha256(repr((code_digest("data"), stamps, options)).encode()).hexdigest()
 
 
 def fit_image(image: np.ndarray, size: int | tuple[int, int], mode: str = "crop") -> np.ndarray:
-    """Fill a square of side ``size``, or (width, height), with a picture, so that differing ones stack.
+    """Resize an image to a square of side ``size``, or to (width, height).
 
     Args:
         image: uint8 (h, w, 3).
-        size: of what is returned.
-        mode: "crop" takes the centre, "pad" the whole between black borders, "stretch" the whole, distorted.
+        size: size of the result in pixels.
+        mode: "crop" for a centre crop, "pad" for black borders, "stretch" to change the aspect ratio.
     """
     sides = (size, size) if isinstance(size, int) else size
     pil_image, bilinear = Image.fromarray(image), Image.Resampling.BILINEAR
@@ -195,17 +195,17 @@ def fit_image(image: np.ndarray, size: int | tuple[int, int], mode: str = "crop"
 def hold_out(
     name: str, labels: np.ndarray, classes: tuple[str, ...], share: str, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of train and test, ascending and the same at every call; classes keep their shares.
+    """Return the rows of train and test, ascending, fixed and stratified by class.
 
     Args:
-        name: of the set, for the message.
-        labels: (N,), in an order that does not change.
-        classes: K names.
-        share: key into ``TEST_FRACTIONS``, of the test part; "" for none, so that all are in train.
-        groups: (N,), what each belongs to; none is then in both, and classes keep their shares as far as that goes.
+        name: name of the data set, for messages.
+        labels: (N,), in a fixed order.
+        classes: K class names.
+        share: key of ``TEST_FRACTIONS`` for the test split; "" to keep all rows in train.
+        groups: (N,) groups, each of which stays in one split; classes are then stratified as closely as possible.
 
     Raises:
-        UserError: a class is too small for one of its pictures, or groups, to be held out.
+        UserError: a class has too few examples, or groups, to hold any out.
     """
     if not share:
         return np.arange(len(labels)), np.arange(0)
@@ -215,10 +215,10 @@ def hold_out(
         count = int(in_class.sum()) if groups is None else len(np.unique(groups[in_class]))
         if count < min_count:
             what = "examples" if groups is None else "groups"
-            other = "" if groups is None else ", or group otherwise (config.data.group, 'none' for no groups)"
+            other = "" if groups is None else ", or change config.data.group ('none' for no groups)"
             raise UserError(
-                f"{name} has no test part, and its class {classes[label]!r} has {count} of the {min_count} {what} that "
-                f"it takes to hold out a {share}; add some, leave out the class, bring a test part{other}"
+                f"{name}: no test split, and class {classes[label]!r} has {count} {what}, fewer than the {min_count} "
+                f"needed to hold out a {share}; add some, remove the class, or add a test split{other}"
             )
     options = "held out", share, labels.tolist(), groups if groups is None else groups.tolist(), version("scikit-learn")
     in_test = cached_array((), options, labels.shape, bool, lambda: iter([_test_mask(labels, share, groups)]))
@@ -226,8 +226,11 @@ def hold_out(
 
 
 def _test_mask(labels: np.ndarray, share: str, groups: np.ndarray | None) -> np.ndarray:
-    """Return which rows (N,) the test part of ``hold_out`` has."""
-    from sklearn.model_selection import StratifiedGroupKFold, train_test_split  # takes 1.4 s, which second starts save
+    """Return the mask (N,) of the test rows of ``hold_out``."""
+    from sklearn.model_selection import (
+        StratifiedGroupKFold,
+        train_test_split,
+    )  # takes 1.4 s, unless cached
 
     if groups is not None:
         folds = StratifiedGroupKFold(round(1 / TEST_FRACTIONS[share]), shuffle=True, random_state=SPLIT_SEED)
@@ -244,18 +247,18 @@ def _test_mask(labels: np.ndarray, share: str, groups: np.ndarray | None) -> np.
 
 
 def split_test(name: str, full: Split, classes: tuple[str, ...], share: str = "third") -> Dataset:
-    """Cut a test part, the same at every call, from a set that has none: see ``hold_out``."""
+    """Hold out a fixed test split from a data set without one, see ``hold_out``."""
     rows = hold_out(name, full.labels, classes, share)
     splits = (Split(full.inputs[r], full.labels[r]) for r in rows)
     return Dataset(name, *splits, classes=classes, test_origin=f"a {share} held out")
 
 
-MAX_FLIPS = 20_000  # groups that are tried while one cut is sought, all attempts together
-MAX_ATTEMPTS = 16  # at most
+MAX_FLIPS = 20_000  # groups tried per search, over all attempts
+MAX_ATTEMPTS = 16
 
 
 def select_rows(split: Split, rows: np.ndarray) -> Split:
-    """Return the given rows of a split, without a copy of its pictures."""
+    """Return rows of a split, without copying images."""
     if len(rows) == len(split.labels) and (rows == np.arange(len(rows))).all():
         return split
     groups, files = (None if array is None else array[rows] for array in (split.groups, split.files))
@@ -263,21 +266,20 @@ def select_rows(split: Split, rows: np.ndarray) -> Split:
 
 
 def split_validation(train: Split, share: float, seed: int, classes: Sequence[str] = ()) -> tuple[Split, Split]:
-    """Return (train, validation) with ``share`` in [0, 1) of the examples, drawn by ``seed``, in the second.
+    """Return (train, validation) with a random ``share`` in [0, 1) of the examples in the second.
 
-    Classes keep their shares, to one example, as with ``train_test_split(stratify=labels)`` of scikit-learn. A class
-    with a single example stays in train, and a line says so. If there are groups, whole ones are drawn, and the share
-    of each class is met as nearly as they allow. Examples without a class (boxes, tagged words, plain texts) are drawn
-    at random.
+    Classes are stratified to one example, as with ``train_test_split(stratify=labels)`` of scikit-learn. Classes with a
+    single example stay in train, with a warning. Groups are not split, and classes are stratified as closely
+    as they allow. Examples without a class (boxes, tagged words, plain texts) are sampled at random.
 
     Args:
-        train: what is cut.
-        share: of each class.
-        seed: of the draw.
-        classes: K names, for messages.
+        train: split to divide.
+        share: validation share.
+        seed: random seed.
+        classes: K class names, for messages.
 
     Raises:
-        UserError: ``share`` is not 0 but too small for one example, or nothing can be held out.
+        UserError: ``share`` is above 0 but gives no example, or nothing can be held out.
     """
     n, labels = len(train.labels), _strata(train)
     rng = np.random.default_rng((seed, 1))
@@ -289,29 +291,29 @@ def split_validation(train: Split, share: float, seed: int, classes: Sequence[st
         return select_rows(train, np.flatnonzero(~held_out)), select_rows(train, np.flatnonzero(held_out))
     order, count = rng.permutation(n), round(share * n)
     if not count:
-        raise UserError(f"config.data.validation={share} of {n} examples is none; raise it, or set it to 0")
+        raise UserError(f"config.data.validation={share}: no example of {n}; raise it, or set it to 0")
     rows = _stratified_rows(order, labels, count, reserve=1)
     if not len(rows):
         raise UserError(
             f"no class of the {n} training examples has two, so none can be held out; set config.data.validation=0, "
-            "or bring more"
+            "or add examples"
         )
     _report_single(labels, np.arange(n), classes)
     return select_rows(train, np.setdiff1d(np.arange(n), rows)), select_rows(train, rows)
 
 
 def subsample_train(train: Split, examples: int, per_class: int, classes: int, seed: int) -> Split:
-    """Keep ``examples`` random ones, stratified by class, or ``per_class`` random ones of each of K classes.
+    """Keep ``examples`` random examples, stratified by class, or ``per_class`` random ones of each of K classes.
 
-    0 keeps all; not both are given.
+    0 keeps all; at most one of the two may be set.
 
     Raises:
-        UserError: there are fewer than asked for.
+        UserError: there are too few examples.
     """
     order = np.random.default_rng((seed, 2)).permutation(len(train.labels))
     if examples:
         if examples > len(order):
-            raise UserError(f"config.data.train_examples={examples}, but only {len(order)} are left; lower it")
+            raise UserError(f"config.data.train_examples={examples}, but only {len(order)} are available; lower it")
         return select_rows(train, _stratified_rows(order, _strata(train), examples))
     if per_class:
         by_class = [order[train.labels[order] == k][:per_class] for k in range(classes)]
@@ -325,9 +327,9 @@ def subsample_train(train: Split, examples: int, per_class: int, classes: int, s
 
 
 def subsample_test(test: Split, examples: int) -> Split:
-    """Return ``examples`` of the test split, stratified by class and the same for every seed; 0 or too many keep all.
+    """Return ``examples`` of the test split, stratified by class and the same for every seed; 0 keeps all.
 
-    The first rows would not do: a file may be sorted by class.
+    They are not the first rows, because files may be sorted by class.
     """
     n = len(test.labels)
     if not examples or examples >= n:
@@ -337,44 +339,42 @@ def subsample_test(test: Split, examples: int) -> Split:
 
 
 def _strata(split: Split) -> np.ndarray:
-    """Return the class of each example (N,), 0 for all if they have none: boxes, or a tag for each word."""
+    """Return the class of each example (N,); 0 for all examples without one class, as with boxes or tags."""
     labels = split.labels
     return labels if labels.ndim == 1 and labels.dtype.kind in "iu" else np.zeros(len(labels), np.int32)
 
 
 def _stratified_rows(order: np.ndarray, labels: np.ndarray, count: int, reserve: int = 0) -> np.ndarray:
-    """Return ``count`` rows, ascending: of each class the first in ``order``, as many as its share.
+    """Return ``count`` rows, ascending: the first of each class in ``order``, stratified.
 
-    What is left after rounding down goes to the classes with the largest remainders, as in scikit-learn. Of each class
-    ``reserve`` examples are never taken.
+    Remainders after rounding go to the classes with the largest ones, as in scikit-learn. ``reserve`` examples of each
+    class are never selected.
     """
     present, class_index, counts = np.unique(labels[order], return_inverse=True, return_counts=True)
     exact = count * counts / len(order)
     quotas = np.minimum(np.floor(exact).astype(int), counts - reserve)
     first = np.full(len(present), len(order))
-    np.minimum.at(
-        first, class_index, np.arange(len(order))
-    )  # of equal remainders the class drawn first: random by seed
+    np.minimum.at(first, class_index, np.arange(len(order)))  # ties by the random order
     for k in np.lexsort((first, -np.round(exact - np.floor(exact), 9))):
         if quotas.sum() < count and quotas[k] < counts[k] - reserve:
             quotas[k] += 1
-    rank = np.empty(len(order), int)  # of an example within its class
+    rank = np.empty(len(order), int)  # rank of an example within its class
     by_class = np.argsort(class_index, kind="stable")
     rank[by_class] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.sort(order[rank < quotas[class_index]])
 
 
 def _draw_groups(labels: np.ndarray, groups: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Return which examples (N,) are drawn: whole groups, so that each class comes near its share.
+    """Return the mask of held-out examples (N,): entire groups, such that the class shares are close to ``share``.
 
-    Groups are put in and taken out again, in random order, as long as that brings the classes nearer to their shares;
-    the best of some attempts is taken.
+    Groups are added and removed in random order as long as that brings the shares closer; the best of several attempts
+    is returned.
     """
     names, group_index = np.unique(groups, return_inverse=True)
     if len(names) < 2:
         raise UserError(
-            f"all {len(groups)} training examples are of one group ({names[0]}), so none can be held out; "
-            "set config.data.validation=0, bring more, or group otherwise (config.data.group, 'none' for no groups)"
+            f"all {len(groups)} training examples are of one group ({names[0]}), so none can be held out; set "
+            "config.data.validation=0, add groups, or change config.data.group ('none' for no groups)"
         )
     present, label = np.unique(labels, return_inverse=True)
     totals = np.bincount(label)
@@ -393,19 +393,19 @@ def _draw_groups(labels: np.ndarray, groups: np.ndarray, share: float, rng: np.r
 def _try_draw(
     content: Sequence[tuple[np.ndarray, np.ndarray]], totals: np.ndarray, share: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """Return which of G groups are drawn, and how far the classes are from their shares.
+    """Return the mask of selected groups (G,), and the distance of the classes from their shares.
 
     Args:
-        content: of each group its classes and how many examples it has of them.
-        totals: examples (K,) of each class.
-        share: wanted of each class.
-        rng: of the order in which groups are tried.
+        content: classes of each group, and its number of examples of each.
+        totals: number of examples of each class (K,).
+        share: target share of each class.
+        rng: random generator of the order.
     """
     selected, selected_counts = np.zeros(len(content), bool), np.zeros(len(totals))
     order = rng.permutation(len(content))
 
     def change(group: int) -> float:
-        """Return what flipping a group adds to the cost; infinity if a class would have nothing left in train."""
+        """Return the change of cost from flipping a group; infinity if a class would have no training example."""
         group_classes, counts = content[group]
         new = selected_counts[group_classes] - counts if selected[group] else selected_counts[group_classes] + counts
         if (new >= totals[group_classes]).any():
@@ -429,19 +429,19 @@ def _try_draw(
                 flip(group)
         if (selected == before).all():
             break
-    if not selected.any():  # every group is larger than what is wanted: the one that fits best
+    if not selected.any():  # all groups exceed the share: the best one
         changes = np.asarray([change(group) for group in order.tolist()])
         if not np.isfinite(changes).any():
             raise UserError(
-                "every group of the training examples is the only one of some class, so none can be held out; "
-                "set config.data.validation=0, bring more, or group otherwise (config.data.group, 'none' for no groups)"
+                "every group of the training examples is the only one of some class, so none can be held out; set "
+                "config.data.validation=0, add groups, or change config.data.group ('none' for no groups)"
             )
         flip(int(order[changes.argmin()]))
     return selected, float(((selected_counts / totals - share) ** 2).sum())
 
 
 def _report_single(labels: np.ndarray, groups: np.ndarray, classes: Sequence[str]) -> None:
-    """Say which classes stay in train whole, having one example, or one group, only."""
+    """Warn about classes that stay in train because they have a single example, or group."""
     pairs = np.unique(np.stack([labels, np.unique(groups, return_inverse=True)[1]]), axis=1)
     present, counts = np.unique(pairs[0], return_counts=True)
     single = present[counts == 1]
@@ -449,8 +449,8 @@ def _report_single(labels: np.ndarray, groups: np.ndarray, classes: Sequence[str
         names = [str(classes[k]) if len(classes) > k else f"class {k}" for k in single[:3]]
         what = "example" if len(groups) == len(np.unique(groups)) else "group"
         warn_once(
-            f"{len(single)} of {len(present)} classes have one training {what} ({', '.join(names)}"
-            f"{', ...' if len(single) > 3 else ''}), which stays in train; validation says nothing of them"
+            f"{len(single)} of {len(present)} classes have a single training {what} ({', '.join(names)}"
+            f"{', ...' if len(single) > 3 else ''}), which stays in train, so validation does not cover them"
         )
 
 
@@ -465,19 +465,19 @@ ALL_SPLIT_NAMES = ", ".join(SPLIT_BY_NAME)  # for messages
 
 
 def parse_split(name: str) -> str | None:
-    """Return the split that ``name`` stands for, in any case: "train", "validation", "test", or None for no split."""
+    """Return the split that ``name`` denotes, ignoring case: "train", "validation", "test", or None."""
     return SPLIT_BY_NAME.get(name.strip().lower())
 
 
 def find_splits(names: Iterable[str], where: object) -> dict[str, str]:
-    """Return the name of each split that is among ``names``: split -> name, in the order train, validation, test.
+    """Return split -> name for the splits among ``names``, in the order train, validation, test.
 
     Args:
-        names: of folders, files without their ending, or arrays; those that name no split are passed over.
-        where: they stand, for the message.
+        names: names of folders, files without suffix, or arrays; other names are ignored.
+        where: their location, for messages.
 
     Raises:
-        UserError: two of them name the same split, such as ``val`` and ``dev``.
+        UserError: two names denote the same split, such as ``val`` and ``dev``.
     """
     by_split: dict[str, str] = {}
     for name in sorted(names):
@@ -486,13 +486,13 @@ def find_splits(names: Iterable[str], where: object) -> dict[str, str]:
             continue
         if split in by_split:
             raise UserError(
-                f"{where}: both {by_split[split]!r} and {name!r} name the {split} split; rename or merge one of them"
+                f"{where}: {by_split[split]!r} and {name!r} both denote the {split} split; rename or merge one of them"
             )
         by_split[split] = name
     return {split: by_split[split] for split in SPLIT_NAMES if split in by_split}
 
 
 def with_test_split(splits: Mapping[str, T]) -> dict[str, T]:
-    """Return the splits with a validation split as the test split if there is none: one beside train is tested."""
+    """Return the splits; without a test split, the validation split becomes the test split."""
     validation_only = "validation" in splits and "test" not in splits
     return {"test" if validation_only and split == "validation" else split: value for split, value in splits.items()}

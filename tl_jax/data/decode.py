@@ -1,6 +1,6 @@
-"""Decoding of image files and of encoded images in TFDS records, by several threads, once.
+"""Decode image files, and encoded images of TFDS records, with several threads.
 
-Records hold 8 bits, 16 bits, or floats in four channels.
+Records have 8 bits, 16 bits, or floats stored as four channels.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from tl_jax.utils.progress import progress_bar
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp")
 ENDINGS = (*IMAGE_ENDINGS, *dicom.ENDINGS)
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # that a file may have inside, whatever its ending
-DEEP_MODE = ";16B"  # ends the raw mode of PNG with 16 bits
-# What brings a stored image upright, by its EXIF orientation.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # accepted content of a file, whatever its suffix
+DEEP_MODE = ";16B"  # suffix of the raw mode of PNG with 16 bits
+# Operation that makes a stored image upright, by EXIF orientation.
 ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,13 +38,13 @@ ORIENTATIONS = {
 
 
 class Decoding(NamedTuple):
-    """Which image files are read, and how they become pixels.
+    """Options of decoding.
 
     Attributes:
-        windows: of DICOM files, see ``dicom.read_dicom``.
-        value_range: of images with more than 8 bits, see ``value_range``; None where it is not known.
-        max_pixels: of an image; 0 for Pillow's limit.
-        from_run: whether ``value_range`` is that of a trained run, which other images must take as it is.
+        windows: windows of DICOM files, see ``dicom.read_dicom``.
+        value_range: range of images with more than 8 bits, see ``value_range``; None if unknown.
+        max_pixels: largest number of pixels of an image; 0 for Pillow's limit.
+        from_run: whether ``value_range`` is that of a trained run, which other images must use.
         outside: whether files outside the data folder are read, see ``walker.PathGuard``.
     """
 
@@ -59,12 +59,12 @@ DEFAULT_DECODING = Decoding()
 
 
 class Headers(NamedTuple):
-    """What the headers of N files say.
+    """Headers of N files.
 
     Attributes:
-        sizes: int (N, 2), height and width once the image is upright.
-        orientations: int (N,), EXIF's, 1 to 8.
-        deep: bool (N,), whether the image has more than 8 bits for each channel and needs a range. DICOM does not.
+        sizes: int (N, 2), height and width of the upright image.
+        orientations: int (N,), EXIF orientation, 1 to 8.
+        deep: bool (N,), whether the image has more than 8 bits per channel and needs a range; False for DICOM.
     """
 
     sizes: np.ndarray
@@ -81,11 +81,11 @@ def decode_all(
     fit_mode: str = "crop",
     shape: tuple[int, int] | None = None,
 ) -> np.ndarray | EncodedImages:
-    """Return all images uint8 (N, H, W, 3), decoded by several threads, or once before and kept.
+    """Return all images uint8 (N, H, W, 3), decoded by several threads or read from the cache.
 
-    Where all have the same size they are kept as they are, else all are fitted into ``size``, as ``fit_mode`` says (see
-    ``dataset.fit_image``), and where the whole is wanted so are all that are not square. With a ``shape`` (H, W) all
-    are fitted into it. Other arguments are those of ``decode_into``.
+    Images of one size keep it; others are fitted to ``size`` with ``fit_mode``, see ``dataset.fit_image``. Modes other
+    than "crop" also fit images of one size that are not square. With a ``shape`` (H, W), all images are fitted to it.
+    Other arguments are those of ``decode_into``.
     """
     sizes = read_headers(name, files, decoding).sizes
     height, width = map(int, sizes[0])
@@ -106,26 +106,26 @@ def decode_into(
     options: tuple[Any, ...] = (),
     decoding: Decoding = DEFAULT_DECODING,
 ) -> np.ndarray | EncodedImages:
-    """Return all images uint8 (N, H, W, 3) as ``transform`` makes them of what was decoded.
+    """Return all images uint8 (N, H, W, 3), decoded and transformed.
 
     Args:
-        name: of the set, for the progress bar and messages.
+        name: name of the data set, for the progress bar and messages.
         files: N image files.
-        shape: (H, W) of what ``transform`` returns.
+        shape: (H, W) of the transformed images.
         transform: (h, w, 3) -> (H, W, 3).
-        max_bytes: of decoded images that may be kept on disk.
-        options: what ``transform`` does, where ``shape`` does not say it.
-        decoding: how files become pixels.
+        max_bytes: size limit of decoded images on disk.
+        options: description of ``transform``, unless ``shape`` determines it.
+        decoding: options of decoding.
 
     Raises:
-        UserError: files that cannot be decoded: their number, and the first ones with the reasons. A set that is not
-            kept is decoded when it is read, and raises it then.
+        UserError: files cannot be decoded; it gives their number, and reasons for the first ones. A data set that is
+            not cached is decoded, and raises it, when it is read.
     """
 
     def decode_one(file: Path) -> np.ndarray:
         pixels = transform(decode_file(file, decoding))
-        if pixels.shape[:2] != shape:  # a header that contradicts what follows
-            raise UserError(f"cannot decode {file} (its size is not that in its header); store it anew")
+        if pixels.shape[:2] != shape:  # the header contradicts the content
+            raise UserError(f"cannot decode {file} (its size differs from its header); save it again")
         return pixels
 
     def decode_each() -> Iterator[np.ndarray]:
@@ -141,7 +141,7 @@ def decode_into(
         try:
             return decode_one(files[row])
         except UserError as error:
-            with lock:  # several threads may meet damage; one looks for all of it, and the others do not repeat that
+            with lock:  # one thread searches for all damage; the others wait
                 if not damaged:
                     damaged.append(find_damaged(name, files, decoding))
             raise damaged[0] or error from None
@@ -156,14 +156,14 @@ def decode_into(
 
 
 def read_headers(name: str, files: Sequence[Path], decoding: Decoding = DEFAULT_DECODING) -> Headers:
-    """Return what the headers of all files say; kept, so that another start need not open them.
+    """Return the headers of all files, cached on disk.
 
     Raises:
-        UserError: as ``decode_into``; damage behind the headers of other files is looked for then, too.
+        UserError: as ``decode_into``; all files are then checked for damage.
     """
 
     def rows() -> Iterator[np.ndarray]:
-        for result in _map_files(f"looking at {name}", lambda file: _read_header(file, decoding), files):
+        for result in _map_files(f"checking {name}", lambda file: _read_header(file, decoding), files):
             if isinstance(result, UserError):
                 raise_damaged(name, files, decoding)
                 raise result
@@ -175,12 +175,12 @@ def read_headers(name: str, files: Sequence[Path], decoding: Decoding = DEFAULT_
 
 
 def with_value_range(name: str, files: Sequence[Path], decoding: Decoding) -> Decoding:
-    """Return ``decoding`` with the range of a data set's images, if any of them has more than 8 bits.
+    """Return ``decoding`` with the value range of the images, if any of them has more than 8 bits.
 
-    It is the stated one, or else reaches from the least to the largest value of all the files. That of a run stays.
+    The range is the configured one, or else the minimum and maximum over all files. That of a run is kept.
 
     Raises:
-        UserError: a range is stated and no image needs one, or a file cannot be read.
+        UserError: a range is configured but no image needs one, or a file cannot be read.
     """
     if decoding.from_run:
         return decoding
@@ -212,39 +212,39 @@ def with_value_range(name: str, files: Sequence[Path], decoding: Decoding) -> De
 
 
 def find_damaged(name: str, files: Sequence[Path], decoding: Decoding) -> UserError | None:
-    """Decode all files and return one error about those that cannot be, None where there is none."""
-    decoding = decoding._replace(value_range=decoding.value_range or (0.0, 1.0))  # what it is does not matter here
+    """Decode all files; return one error for those that cannot be decoded, or None."""
+    decoding = decoding._replace(value_range=decoding.value_range or (0.0, 1.0))  # any range will do
 
     def attempt(file: Path) -> None:
         decode_file(file, decoding)
 
-    results = _map_files(f"looking for other damage in {name}", attempt, sorted(files))
+    results = _map_files(f"checking {name} for damage", attempt, sorted(files))
     errors = [result for result in results if isinstance(result, UserError)]
     return combine_errors(name, errors, f"{len(errors)} of {len(files)} images cannot be read") if errors else None
 
 
 def raise_damaged(name: str, files: Sequence[Path], decoding: Decoding) -> None:
-    """Refuse a set with files that cannot be decoded, all of them in one error."""
+    """Raise one error for all files that cannot be decoded, if any."""
     if error := find_damaged(name, files, decoding):
         raise error
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM: by its ending, or if that is no image's, by its first bytes."""
+    """Return whether a file is DICOM, by its suffix, or if that is no image's, by its first bytes."""
     ending = path.suffix.lower()
     return ending in dicom.ENDINGS or (ending not in IMAGE_ENDINGS and dicom.has_dicom_header(path))
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is one that ``decode_file`` takes: by its ending, or for DICOM without one by its first bytes."""
+    """Return whether ``decode_file`` accepts a file, by its suffix, or for DICOM without one by its first bytes."""
     return path.suffix.lower() in ENDINGS or dicom.has_dicom_header(path)
 
 
 def decode_file(path: Path, decoding: Decoding = DEFAULT_DECODING) -> np.ndarray:
-    """Return an image the right way up as uint8 (H, W, 3), RGB.
+    """Return an upright image as uint8 (H, W, 3), RGB.
 
     Raises:
-        UserError: the file cannot be decoded, or has more than 8 bits for each channel and there is no range.
+        UserError: the file cannot be decoded, or has more than 8 bits per channel and no range is known.
     """
     if is_dicom(path):
         return dicom.read_dicom(path, decoding.windows, decoding.value_range, _max_pixels(decoding))
@@ -255,19 +255,19 @@ def decode_file(path: Path, decoding: Decoding = DEFAULT_DECODING) -> np.ndarray
 
 
 def decode_bytes(encoded: bytes, name: str, decoding: Decoding = DEFAULT_DECODING) -> np.ndarray:
-    """Return an image that a record holds as uint8 (H, W, 3), as it is stored: records are not turned by EXIF."""
+    """Return an image of a record as uint8 (H, W, 3); the EXIF orientation of records is ignored."""
     with _open_image(io.BytesIO(encoded), name, decoding) as image:
         return np.asarray(_to_rgb(image, io.BytesIO(encoded), name, decoding.value_range))
 
 
 def read_values(encoded: bytes, name: str, decoding: Decoding = DEFAULT_DECODING) -> np.ndarray:
-    """Return the values of an image that a record holds, (H, W) or (H, W, C), with all of their bits."""
+    """Return the values of an image of a record, (H, W) or (H, W, C), with all their bits."""
     with _open_image(io.BytesIO(encoded), name, decoding) as image:
         return _deep_values(image, io.BytesIO(encoded))[0] if _is_deep(image) else np.asarray(image)
 
 
 def _map_files(description: str, function: Callable[[Path], Any], files: Sequence[Path]) -> Iterator[Any]:
-    """Yield the result of a function, or the UserError that it raised, for each file, with a progress bar."""
+    """Yield the result, or the UserError, of a function for each file, with a progress bar."""
 
     def attempt(file: Path) -> Any:
         try:
@@ -280,30 +280,30 @@ def _map_files(description: str, function: Callable[[Path], Any], files: Sequenc
         try:
             yield from progress_bar(pool.map(attempt, files), unit=" images", **options)
         finally:
-            pool.shutdown(cancel_futures=True)  # where the first error is enough
+            pool.shutdown(cancel_futures=True)  # if the caller stops early
 
 
 def _resolve_files(name: str, files: Sequence[Path], decoding: Decoding) -> list[Path]:
-    """Return the files that links point to, or refuse those that are not there."""
+    """Return the files with links resolved; refuse missing ones."""
     if not all(file.is_file() for file in files):
         raise_damaged(name, files, decoding)
     return [file.resolve() for file in files]
 
 
 def _read_header(path: Path, decoding: Decoding) -> tuple[int, int, int, int]:
-    """Return height, width, orientation and whether there are more than 8 bits; see ``Headers``."""
+    """Return height, width, orientation and whether the image has more than 8 bits; see ``Headers``."""
     if is_dicom(path):
         return *dicom.read_size(path, _max_pixels(decoding)), 1, 0
     with _open_image(path, str(path), decoding) as image:
         width, height = image.size
         plain = image.format == "PNG" and not any(word in path.read_bytes() for word in (b"xif", b"XIf", b"rientation"))
-        orientation = 1 if plain else _orientation(image)  # which decodes a whole PNG to look behind the pixels
+        orientation = 1 if plain else _orientation(image)  # decodes a PNG entirely
         size = (width, height) if orientation >= 5 else (height, width)
         return *size, orientation, int(_is_deep(image))
 
 
 def _value_limits(path: Path, decoding: Decoding) -> tuple[float, float]:
-    """Return the least and the largest value of an image, of what is not transparent in it."""
+    """Return the minimum and maximum of an image, without transparent pixels."""
     with _open_image(path, str(path), decoding) as image:
         values, alpha = _deep_values(image, path)
     visible = values if alpha is None or not alpha.any() else values[alpha > 0]
@@ -320,7 +320,7 @@ def _apply_orientation(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether an image that is not yet loaded has more than 8 bits for each channel."""
+    """Return whether an image that is not loaded yet has more than 8 bits per channel."""
     return image.mode.startswith(("I", "F")) or any(str(tile[3]).endswith(DEEP_MODE) for tile in image.tile)
 
 
@@ -330,11 +330,11 @@ def _deep_values(image: ImageFile.ImageFile, source: Any) -> tuple[np.ndarray, n
         return np.asarray(image), None
     (tile,) = image.tile
     mode = str(tile[3])
-    if mode.startswith("LA"):  # two bytes of grey and two of opacity, which are read as four channels
-        image.tile = [(*tile[:3], "RGBA")]  # pyright: ignore[reportAttributeAccessIssue]  # takes plain tuples, too
+    if mode.startswith("LA"):  # two bytes of grey and two of opacity, read as four channels
+        image.tile = [(*tile[:3], "RGBA")]  # pyright: ignore[reportAttributeAccessIssue]  # accepts tuples
         high, low, opaque, _ = np.moveaxis(np.asarray(image).astype(np.uint16), -1, 0)
         return high << 8 | low, opaque.astype(np.uint8)
-    # Pillow keeps the high bytes of 16-bit colours. Told that the other byte comes first, it keeps the low ones.
+    # Pillow keeps only the high bytes of 16-bit colours; with the byte order swapped, it keeps the low ones.
     with Image.open(source, formats=FORMATS) as other:
         other.tile = [(*tile[:3], mode.replace("16B", "16L"))]  # pyright: ignore[reportAttributeAccessIssue]
         low = np.asarray(other)
@@ -344,14 +344,14 @@ def _deep_values(image: ImageFile.ImageFile, source: Any) -> tuple[np.ndarray, n
 
 
 def _to_rgb(image: ImageFile.ImageFile, source: Any, name: str, limits: ValueRange | None) -> Image.Image:
-    """Return an opened image as RGB of 8 bits, on white where it is transparent."""
+    """Convert an opened image to RGB of 8 bits, with white for transparent pixels."""
     rgb: Image.Image = image
     if _is_deep(image):
         values, alpha = _deep_values(image, source)
         if limits is None:
             raise UserError(
                 f"{name} has more than 8 bits (values {values.min():g} to {values.max():g}), and no range for them is "
-                "known; set config.data.range='(LOW, HIGH)' for training, or store it with 8 bits as the others"
+                "known; set config.data.range='(LOW, HIGH)' for training, or save it with 8 bits as the others"
             )
         rgb = Image.fromarray(value_range.to_uint8(values, limits)).convert("RGB")
         if alpha is not None:
@@ -370,7 +370,7 @@ def _bombs_as_errors() -> Iterator[None]:
 
 
 def _max_pixels(decoding: Decoding) -> int:
-    """Return the pixels that an image may have, 0 for any number; Pillow's limit follows where it is lower."""
+    """Return the largest number of pixels of an image, 0 for no limit; also lowers Pillow's limit to it."""
     if decoding.max_pixels and Image.MAX_IMAGE_PIXELS and decoding.max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = decoding.max_pixels
     return decoding.max_pixels or Image.MAX_IMAGE_PIXELS or 0
@@ -378,11 +378,9 @@ def _max_pixels(decoding: Decoding) -> int:
 
 @contextlib.contextmanager
 def _open_image(source: Any, name: str, decoding: Decoding) -> Iterator[ImageFile.ImageFile]:
-    """Open an image, a path or a file; whatever turns out to be wrong with it is a UserError that names it."""
+    """Open an image, a path or a file; raise a UserError with its name for anything wrong."""
     limit = _max_pixels(decoding)
-    too_large = UserError(
-        f"{name} is refused: it has more than {limit:,} pixels; shrink or remove it, or raise config.data.max_pixels"
-    )
+    too_large = UserError(f"{name}: more than {limit:,} pixels; shrink or remove it, or raise config.data.max_pixels")
     try:
         with Image.open(source, formats=FORMATS) as image:
             if limit and image.width * image.height > limit:
@@ -392,22 +390,22 @@ def _open_image(source: Any, name: str, decoding: Decoding) -> Iterator[ImageFil
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise too_large from error
-    except Exception as error:  # on damaged bytes decoders raise errors of any kind
+    except Exception as error:  # decoders raise errors of any kind on damaged bytes
         unknown = isinstance(error, UnidentifiedImageError)
-        why = f"it is none of {', '.join(FORMATS)}" if unknown else " ".join(f"{type(error).__name__}: {error}".split())
+        why = f"not {', '.join(FORMATS)}" if unknown else " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"cannot decode {name} ({why}); replace or remove it") from error
 
 
 def decode_record(
     encoded: bytes, floats: bool = False, decoding: Decoding = DEFAULT_DECODING, name: str = "a record"
 ) -> np.ndarray:
-    """Return an image uint8 (H, W, 3); grey is repeated into three channels.
+    """Return an image of a record as uint8 (H, W, 3); grey is repeated to three channels.
 
     Args:
         encoded: JPEG or PNG.
         floats: whether the four channels of a PNG are the bytes of one float32, as in TFDS.
-        decoding: with the range of values, where they have more than 8 bits.
-        name: for messages.
+        decoding: with the range of values, for more than 8 bits.
+        name: name for messages.
     """
     if not floats:
         return decode_bytes(encoded, name, decoding)
@@ -418,18 +416,18 @@ def decode_record(
 def with_record_range(
     name: str, dtype: Any, files: list[str], encoded: Callable[[], Iterator[bytes]], count: int, decoding: Decoding
 ) -> Decoding:
-    """Return ``decoding`` with the range of a set's images, if they have more than 8 bits: stated, or from end to end.
+    """Return ``decoding`` with the value range of the images, if they have more than 8 bits: configured, or computed.
 
     Args:
-        name: of the set.
-        dtype: that the set declares.
-        files: that hold the records.
-        encoded: () -> all images.
-        count: of these images.
-        decoding: how images become pixels.
+        name: name of the data set.
+        dtype: dtype that the data set declares.
+        files: files of the records.
+        encoded: () -> all encoded images.
+        count: number of images.
+        decoding: options of decoding.
 
     Raises:
-        UserError: a range is stated and no image needs one, or an image cannot be decoded.
+        UserError: a range is configured but no image needs one, or an image cannot be decoded.
     """
     floats, stated = dtype == np.float32, decoding.value_range
     first = _record_values(next(encoded()), floats, decoding, name)
@@ -451,10 +449,10 @@ def with_record_range(
 
 
 def _record_values(encoded: bytes, floats: bool, decoding: Decoding, name: str) -> np.ndarray:
-    """Return the values of an image with all of their bits; ``floats`` are the channels of one each."""
+    """Return the values of an image with all their bits; ``floats`` are stored in four channels."""
     values = read_values(encoded, name, decoding)
     if not floats:
         return values
     if values.dtype != np.uint8 or values.ndim != 3 or values.shape[-1] != 4:
-        raise UserError(f"{name} has no floats, four channels of bytes each, as its data set says; prepare it again")
+        raise UserError(f"{name}: no floats in four channels of bytes, as declared; prepare the data set again")
     return np.ascontiguousarray(values).view("<f4")

@@ -1,4 +1,4 @@
-"""DICOM files as pictures: Hounsfield units of CT seen through windows, or grey values as the file shows them."""
+"""Read DICOM files as images: Hounsfield units of CT through windows, or grey values as the file displays them."""
 
 import contextlib
 import functools
@@ -16,16 +16,16 @@ from tl_jax.utils.extras import require_extra
 
 T = TypeVar("T")
 ENDINGS = (".dcm", ".dicom")
-MARK, PREAMBLE = b"DICM", 128  # in a complete file the mark follows a preamble of as many bytes
+MARK, PREAMBLE = b"DICM", 128  # a complete file has the mark after a preamble of this many bytes
 HOUNSFIELD_TYPES = (
     "",
     "HU",
     "HU_MOD",
     "US",
-)  # RescaleType of CT that has them; US says "unspecified", as some scanners do
+)  # RescaleType of Hounsfield units; some scanners write US (unspecified)
 
-# (level, width) in Hounsfield units, as https://radiopaedia.org/articles/windowing-ct lists them; "soft_tissue" lies
-# within the range that it gives for head and neck (width 350 to 400, level 20 to 60).
+# (level, width) in Hounsfield units from https://radiopaedia.org/articles/windowing-ct; "soft_tissue" is within its
+# range for head and neck (width 350 to 400, level 20 to 60).
 WINDOWS = {
     "lung": (-600.0, 1500.0),
     "mediastinum": (50.0, 350.0),
@@ -39,32 +39,32 @@ WINDOWS = {
 
 
 def parse_windows(windows: Sequence[Any]) -> tuple[tuple[float, float], ...]:
-    """Return the (level, width) of windows, each a key into ``WINDOWS`` or such a pair itself.
+    """Return the (level, width) of windows, each a key of ``WINDOWS`` or a pair.
 
     Raises:
-        UserError: an unknown name, no pair with a width above 0, or neither none, one nor three of them.
+        UserError: an unknown name, not a pair with a width above 0, or another number of windows than 0, 1 or 3.
     """
     if len(windows) not in (0, 1, 3):
         raise UserError(f"config.data.windows={tuple(windows)!r} must be one window, three (the channels), or none")
     parsed = []
     for window in windows:
         if isinstance(window, str) and window not in WINDOWS:
-            raise UserError(f"config.data.windows has {window!r}; {nearest(window, WINDOWS)}, or write (level, width)")
+            raise UserError(f"config.data.windows has {window!r}; {nearest(window, WINDOWS)}, or pass (level, width)")
         try:
             level, width = map(float, WINDOWS[window] if isinstance(window, str) else window)
         except (TypeError, ValueError):
             level, width = 0.0, 0.0
         if not width > 0:
-            raise UserError(f"config.data.windows has {window!r}, which is no (level, width) with a width above 0")
+            raise UserError(f"config.data.windows: {window!r} is no pair (level, width) with a width above 0; fix it")
         parsed.append((level, width))
     return tuple(parsed)
 
 
 def apply_window(values: np.ndarray, level: float, width: float) -> np.ndarray:
-    """Return values seen through a window, uint8 of the same shape.
+    """Map values through a window to uint8 of the same shape.
 
-    ``level - width / 2`` and less is 0, ``level + width / 2`` and more 255, and between them it rises evenly (the
-    function LINEAR_EXACT of DICOM PS3.3, C.11.2.1.3.2).
+    Values up to ``level - width / 2`` become 0, from ``level + width / 2`` 255, and linear in between (the function
+    LINEAR_EXACT of DICOM PS3.3, C.11.2.1.3.2).
     """
     share = (np.asarray(values, np.float64) - level) / width + 0.5
     return np.rint(255 * np.clip(share, 0.0, 1.0)).astype(np.uint8)
@@ -72,18 +72,18 @@ def apply_window(values: np.ndarray, level: float, width: float) -> np.ndarray:
 
 @contextlib.contextmanager
 def _reading(path: Path, advice: str = "") -> Iterator[None]:
-    """Turn whatever a damaged file makes of pydicom into a UserError that names it, with further ``advice``."""
+    """Turn any error of pydicom on a damaged file into a UserError with its path and ``advice``."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # on damaged bytes pydicom raises errors of any kind
+    except Exception as error:  # pydicom raises errors of any kind on damaged bytes
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"cannot read {path} as DICOM ({why}); replace or remove it{advice}") from error
 
 
 def _with_path_errors(function: Callable[..., T]) -> Callable[..., T]:
-    """Return a function of a path whose every error names it: pydicom converts attributes when they are asked for."""
+    """Wrap a function of a path so that all errors name it; pydicom converts attributes only on access."""
 
     @functools.wraps(function)
     def wrapped(path: Path, *args: Any, **options: Any) -> T:
@@ -102,21 +102,20 @@ def read_dicom(
 ) -> np.ndarray:
     """Return a DICOM file as an image uint8 (H, W, 3).
 
-    Without ``windows`` MONOCHROME1 is inverted, as its viewers show it; Hounsfield units mean the same in every file.
-    Pixels that only fill up the image (PixelPaddingValue, PixelPaddingRangeLimit) become black and count for nothing.
-    An attribute without a value counts as absent.
+    Without ``windows``, MONOCHROME1 is inverted, as viewers show it; Hounsfield units mean the same in every file.
+    Padding pixels (PixelPaddingValue, PixelPaddingRangeLimit) become black and are ignored. An attribute without a
+    value counts as missing.
 
     Args:
-        path: of a file with one frame.
-        windows: three for the three channels, or one for all, see ``parse_windows``; none takes ``limits``, or else the
-            window that the file names (PS3.3, C.11.2.1.2), or else its least and largest value. Colour has no use for
-            them.
+        path: path of a file with one frame.
+        windows: three for the three channels, or one for all, see ``parse_windows``. Without windows, ``limits`` are
+            used, else the window of the file (PS3.3, C.11.2.1.2), else its minimum and maximum. Ignored for colour.
         limits: values that become 0 and 255.
-        max_pixels: of the image; 0 for any number.
+        max_pixels: largest number of pixels; 0 for no limit.
 
     Raises:
-        UserError: no DICOM file, a damaged one, one of several frames, one without an image, one whose compression
-            needs a library that is not installed, or windows for a file that has no Hounsfield units.
+        UserError: the file is no DICOM file, is damaged, has several frames or no image, or needs a decoder that is not
+            installed; or windows for a file without Hounsfield units.
     """
     data, pixels = _read_pixels(path, max_pixels)
     if pixels.ndim == 3 or data.PhotometricInterpretation == "PALETTE COLOR":
@@ -135,7 +134,7 @@ def read_dicom(
 
 @_with_path_errors
 def read_size(path: Path, max_pixels: int = 0) -> tuple[int, int]:
-    """Return the height and width of a DICOM file from its header; one with more than ``max_pixels`` is refused."""
+    """Return the height and width from the header of a DICOM file; refuse more than ``max_pixels`` pixels."""
     data = _read_header(path)
     with _reading(path):
         size = int(data.Rows), int(data.Columns)
@@ -145,20 +144,20 @@ def read_size(path: Path, max_pixels: int = 0) -> tuple[int, int]:
 
 @_with_path_errors
 def read_patient(path: Path) -> str:
-    """Return whose image it is: the patient's number, or where that is absent the study's."""
+    """Return the PatientID, or the StudyInstanceUID if it is missing."""
     data = _read_header(path)
-    numbers = (str(data.get(tag) or "").strip() for tag in ("PatientID", "StudyInstanceUID"))  # blanks mean nothing
+    numbers = (str(data.get(tag) or "").strip() for tag in ("PatientID", "StudyInstanceUID"))  # may be blank
     return next(filter(None, numbers), "")
 
 
 @_with_path_errors
 def read_study(path: Path) -> str:
-    """Return the StudyInstanceUID of a file, empty if it has none."""
+    """Return the StudyInstanceUID of a file; "" if it has none."""
     return str(_read_header(path).get("StudyInstanceUID") or "")
 
 
 def has_dicom_header(path: Path) -> bool:
-    """Whether a file is DICOM by its first bytes: the mark, or without it an element of the groups that come first."""
+    """Return whether the first bytes are DICOM: the mark, or an element of the first groups."""
     try:
         with path.open("rb") as file:
             head = file.read(PREAMBLE + len(MARK))
@@ -173,9 +172,9 @@ def has_dicom_header(path: Path) -> bool:
 
 
 def _read_dataset(path: Path, **options: Any) -> Any:
-    """Return the data set of a file, one without preamble, mark or transfer syntax too."""
+    """Return the DICOM data set of a file, which may lack preamble, mark or transfer syntax."""
     with require_extra("medical"):
-        import pydicom.uid  # a quarter of a second, which other images need not wait for
+        import pydicom.uid  # takes 0.25 s, only for DICOM
 
     with _reading(path):
         with path.open("rb") as file:
@@ -201,27 +200,27 @@ def _read_header(path: Path) -> Any:
 
 
 def _read_pixels(path: Path, max_pixels: int) -> tuple[Any, np.ndarray]:
-    """Return the data set and the stored values of a file."""
+    """Return the DICOM data set and the stored values of a file."""
     data = _read_dataset(path)
     if "PixelData" not in data:
-        raise UserError(f"{path} has no picture (no PixelData); leave it out")
+        raise UserError(f"{path} has no image (no PixelData); remove it")
     with _reading(path):
         frames, syntax = int(data.get("NumberOfFrames") or 1), data.file_meta.TransferSyntaxUID
         size = int(data.Rows), int(data.Columns)
         undefined_length = data["PixelData"].is_undefined_length
         compressed, encapsulated = syntax.is_compressed, syntax.is_encapsulated
     if frames > 1:
-        raise UserError(f"{path} has {frames} frames; store each as a file of its own")
+        raise UserError(f"{path} has {frames} frames; save each as a file")
     _check_pixels(path, size, max_pixels)
     if undefined_length and not compressed:
-        raise UserError(f"{path} is compressed, but has no TransferSyntaxUID that says how; export it anew")
+        raise UserError(f"{path} is compressed, but has no TransferSyntaxUID; export it again")
     advice = _decoder_advice(path, syntax) if encapsulated else ""
-    with _reading(path, f"; if it is whole, {advice}" if advice else ""):
+    with _reading(path, f"; if it is not damaged, {advice}" if advice else ""):
         return data, data.pixel_array
 
 
 def _decoder_advice(path: Path, syntax: Any) -> str:
-    """Return how else a compression could be decoded, "" for no way; refuse one that nothing installed decodes."""
+    """Return advice on how to decode a compression, "" for none; refuse one without an installed decoder."""
     with require_extra("medical"):
         from pydicom.pixels.decoders.base import get_decoder
 
@@ -231,14 +230,14 @@ def _decoder_advice(path: Path, syntax: Any) -> str:
         raise UserError(
             f"{path} is compressed as {syntax.name}, which pydicom cannot decode; export it uncompressed"
         ) from None
-    # Lines such as "pylibjpeg - requires pylibjpeg>=2.0 and pylibjpeg-openjpeg>=2.0", one for each that would do.
+    # Lines such as "pylibjpeg - requires pylibjpeg>=2.0 and pylibjpeg-openjpeg>=2.0", one per alternative.
     lines = (line.partition(" - requires ") for line in decoder.missing_dependencies)
     missing = {name: needed for name, _, needed in lines}
     packages = missing.get("pylibjpeg") or next((names for names in missing.values()), "")
     names = [re.split("[<>=]", name)[0] for name in packages.split(" and ") if name]
     advice = f"pip install {' '.join(names)}" if names else ""
     if "gdcm" in missing:
-        advice += ", or store it uncompressed (gdcmconv --raw IN OUT)"
+        advice += ", or save it uncompressed (gdcmconv --raw IN OUT)"
     if not decoder.is_available:
         raise UserError(f"{path} is compressed as {syntax.name}, which no installed library reads; {advice}")
     return advice
@@ -247,12 +246,12 @@ def _decoder_advice(path: Path, syntax: Any) -> str:
 def _check_pixels(path: Path, size: tuple[int, int], max_pixels: int) -> None:
     if max_pixels and size[0] * size[1] > max_pixels:
         raise UserError(
-            f"{path} is refused: it has more than {max_pixels:,} pixels; remove it, or raise config.data.max_pixels"
+            f"{path}: more than {max_pixels:,} pixels; shrink or remove it, or raise config.data.max_pixels"
         )
 
 
 def _number(data: Any, name: str) -> float | None:
-    """Return an attribute, of several values the first; None where it is absent or empty."""
+    """Return an attribute, or the first of several values; None if it is missing or empty."""
     value = data.get(name)
     if hasattr(value, "__len__") and not isinstance(value, str):
         value = value[0] if len(value) else None
@@ -260,11 +259,11 @@ def _number(data: Any, name: str) -> float | None:
 
 
 def _check_units(path: Path, data: Any) -> None:
-    """Refuse a file whose values cannot be turned into Hounsfield units."""
+    """Refuse a file whose values cannot be converted to Hounsfield units."""
     modality, rescale_type = data.get("Modality") or "nothing", data.get("RescaleType") or ""
     advice = "set config.data.windows='()'"
     if modality != "CT":
-        raise UserError(f"{path} says it is {modality}, not CT, so it has no Hounsfield units; {advice}")
+        raise UserError(f"{path} has Modality {modality}, not CT, so it has no Hounsfield units; {advice}")
     if rescale_type not in HOUNSFIELD_TYPES:
         raise UserError(f"{path} has RescaleType {rescale_type!r}, so it has no Hounsfield units; {advice}")
     if data.get("ModalityLUTSequence"):
@@ -276,13 +275,13 @@ def _check_units(path: Path, data: Any) -> None:
     ]
     if absent:
         raise UserError(
-            f"{path} has no {' and no '.join(absent)}, so its Hounsfield units are not known; export it anew with "
+            f"{path} has no {' and no '.join(absent)}, so its Hounsfield units are unknown; export it again with "
             f"these attributes, or {advice}"
         )
 
 
 def _grey_values(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
-    """Return stored values (H, W) times slope plus intercept, or as a table has them: of CT, Hounsfield units."""
+    """Return stored values (H, W) after slope and intercept or lookup table; Hounsfield units for CT."""
     with require_extra("medical"):
         from pydicom.pixels.processing import apply_modality_lut
 
@@ -294,12 +293,12 @@ def _grey_values(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
 
 
 def _padding_mask(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
-    """Return which pixels bool (H, W) only fill up the image: PS3.3, C.7.5.1.1.2."""
+    """Return the mask bool (H, W) of padding pixels: PS3.3, C.7.5.1.1.2."""
     with _reading(path):
         value, limit = (_number(data, name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
         if value is None:
             return np.zeros(pixels.shape, bool)
-        # Files are found in which it has the other sign: 63536 for -2000 in 16 bits.
+        # Some files have the other sign: 63536 for -2000 in 16 bits.
         limits = np.array([value, value if limit is None else limit]).astype(np.int64).astype(pixels.dtype)
         return (pixels >= limits.min()) & (pixels <= limits.max())
 
@@ -307,7 +306,7 @@ def _padding_mask(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
 def _display_values(
     path: Path, data: Any, values: np.ndarray, padding: np.ndarray, limits: value_range.ValueRange | None
 ) -> np.ndarray:
-    """Return values (H, W) as they are to be shown, uint8: between limits, as the file says, or between its ends."""
+    """Return values (H, W) for display, uint8: between limits, by the window of the file, or from min to max."""
     with _reading(path):
         if limits:
             shown = value_range.to_uint8(values, limits)
@@ -329,25 +328,25 @@ def _display_values(
 
 
 def _file_window(data: Any) -> Any:
-    """Return the window that a file names, as a data set of 8 bits without a slope; None where it names none."""
+    """Return the window of a file as a data set of 8 bits without a slope; None if it has none."""
     with require_extra("medical"):
         import pydicom
 
     width = _number(data, "WindowWidth")
     if _number(data, "WindowCenter") is None or width is None or not width > 0:
         return None
-    window = pydicom.Dataset()  # what comes out of it is 0 to 255
+    window = pydicom.Dataset()  # its output is 0 to 255
     window.PixelRepresentation, window.BitsStored, window.PhotometricInterpretation = 0, 8, "MONOCHROME2"
     for name in ("WindowCenter", "WindowWidth", "VOILUTFunction"):
         if data.get(name):
             setattr(window, name, data[name].value)
     if width < 1 and data.get("VOILUTFunction", "LINEAR") == "LINEAR":
-        window.VOILUTFunction = "LINEAR_EXACT"  # LINEAR is for widths from 1 on
+        window.VOILUTFunction = "LINEAR_EXACT"  # LINEAR needs a width of at least 1
     return window
 
 
 def _colours_uint8(path: Path, data: Any, pixels: np.ndarray) -> np.ndarray:
-    """Return colours (H, W, 3) as uint8, of 16 bits the high byte."""
+    """Return colours (H, W, 3) as uint8; of 16 bits, the high byte."""
     with require_extra("medical"):
         from pydicom.pixels.processing import apply_color_lut
 

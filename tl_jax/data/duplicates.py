@@ -1,4 +1,4 @@
-"""The same image twice: in two splits, where a test is no test, or in one class and in another."""
+"""Find identical images: across splits, which invalidates a test, or with different classes."""
 
 import contextlib
 import hashlib
@@ -15,30 +15,30 @@ from tl_jax.data.dataset import WORKERS, cached_array
 from tl_jax.utils.log import warn_once
 
 SPLIT_PAIRS = (("train", "test"), ("train", "validation"), ("validation", "test"))
-END_BYTES = 4096  # bytes at either end of a file, which tell nearly all files apart
+END_BYTES = 4096  # bytes from either end of a file, which distinguish nearly all files
 SAMPLE_BYTES = 256  # bytes of an array's row, likewise
-CHUNK_ROWS = 4096  # rows at a time
+CHUNK_ROWS = 4096  # rows per step
 
 
 def report_duplicate_files(name: str, files: Mapping[str, Sequence[Path]], labels: Mapping[str, np.ndarray]) -> None:
-    """Say in a line each which splits share images, byte for byte, and which training images have two labels.
+    """Warn about splits that share images, byte for byte, and about training images with two labels.
 
-    Files are compared by size first. Only those of one size are read, the first time; what came of it is kept.
+    Files are compared by size first. Only files of equal size are read, and the result is cached.
 
     Args:
-        name: of the set.
-        files: N of each split ("train", "test", "validation").
+        name: name of the data set.
+        files: N files of each split ("train", "test", "validation").
         labels: int (N,) of each split; empty to compare no labels.
     """
     all_files = [file.absolute() for split_files in files.values() for file in split_files]
     root = os.path.commonpath([file.parent for file in all_files])
     names = {split: [os.path.relpath(file, root) for file in split_files] for split, split_files in files.items()}
-    with contextlib.suppress(OSError):  # whoever decodes the files reports all that cannot be read
+    with contextlib.suppress(OSError):  # decoding reports all unreadable files
         _report(name, _by_split(_first_equal_files(all_files), files), names, labels)
 
 
 def report_duplicate_rows(name: str, arrays: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> None:
-    """Say the same of arrays (N, ...), whose rows are the images."""
+    """Do the same as ``report_duplicate_files`` for arrays (N, ...) of images."""
     if len({(array.shape[1:], array.dtype) for array in arrays.values()}) > 1:
         return
     rows = [row for array in arrays.values() for row in array]
@@ -66,19 +66,18 @@ def _report(
         if len(rows):
             other = int(np.argmax(same[first] == same[second][rows[0]]))
             warn_once(
-                f"{name}: {len(rows)} of {len(same[second])} {second} images are in {first} too, byte for byte, such "
+                f"{name}: {len(rows)} of {len(same[second])} {second} images are also in {first}, byte for byte, such "
                 f"as {names[second][rows[0]]} and {names[first][other]}; remove them from one of the two splits"
             )
     if "train" in labels and (rows := _contradicting_rows(same["train"], labels["train"])):
         pair = " and ".join(names["train"][row] for row in rows[:2])
         warn_once(
-            f"{name}: {len(rows)} images are copies of each other in different classes, such as {pair}; "
-            "keep each in one class"
+            f"{name}: {len(rows)} identical images have different classes, such as {pair}; keep each in one class"
         )
 
 
 def _contradicting_rows(same: np.ndarray, labels: np.ndarray) -> list[int]:
-    """Return the rows of equal images that have different labels, equal ones together."""
+    """Return the rows of identical images with different labels, grouped."""
     rows: dict[int, list[int]] = defaultdict(list)
     for row, image in enumerate(same.tolist()):
         rows[image].append(row)
@@ -96,7 +95,7 @@ def _by_split(same: np.ndarray, splits: Mapping[str, Sized]) -> dict[str, np.nda
 
 
 def _first_equal_files(files: Sequence[Path]) -> np.ndarray:
-    """Return for each of N files the first that has the same bytes, int64 (N,)."""
+    """Return for each of N files the first with the same bytes, int64 (N,)."""
     sizes = np.asarray([os.stat(file).st_size for file in files])
     _, size_ids, counts = np.unique(sizes, return_inverse=True, return_counts=True)
     candidates = np.flatnonzero(counts[size_ids] > 1)
@@ -111,7 +110,7 @@ def _first_equal_files(files: Sequence[Path]) -> np.ndarray:
 
 
 def _row_checksums(array: np.ndarray) -> np.ndarray:
-    """Return a number uint64 (N,) for each row of an array (N, ...), which is the same for equal rows."""
+    """Return a checksum uint64 (N,) of each row of an array (N, ...)."""
     flat = np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)
     flat = flat[:, :: max(1, flat.shape[1] // SAMPLE_BYTES)]
     weights = np.random.default_rng(0).integers(1 << 63, size=flat.shape[1], dtype=np.uint64)
@@ -121,7 +120,7 @@ def _row_checksums(array: np.ndarray) -> np.ndarray:
 
 
 def _first_equal(items: Sequence, stages: Iterable[Callable]) -> np.ndarray:
-    """Return for each item the first for which every stage gives the same key; a later stage only compares equals."""
+    """Return the index of the first equal item for each item; later stages only compare items equal so far."""
     groups = [list(range(len(items)))]
     for stage in stages:
         finer: list[list[int]] = []

@@ -1,6 +1,6 @@
-"""Face data sets: folders of one person each, LFW's pairs and people files, and open-set splits.
+"""Face data sets: folders of people, LFW's files of pairs and people, and open-set splits.
 
-Nobody in a test split is in training. The file formats are those of LFW (Huang et al. 2007).
+No person is in two splits. The file formats are those of LFW (Huang et al. 2007).
 """
 
 import math
@@ -26,7 +26,7 @@ PAIR_FORMAT = "'NAME N N' for one person or 'NAME N NAME N' for two"
 
 
 class PairLine(NamedTuple):
-    """A pair: the people, the numbers of their pictures from 1 on, and where it stands."""
+    """A pair: the people, the numbers of their images from 1 on, and the line number."""
 
     names: tuple[str, str]
     numbers: tuple[int, int]
@@ -34,7 +34,7 @@ class PairLine(NamedTuple):
 
 
 class PairList(NamedTuple):
-    """The pairs of a file, and how many stand in each of its folds: 0 where it has none."""
+    """The pairs of a file, and the number in each of its folds; 0 without folds."""
 
     path: Path
     lines: tuple[PairLine, ...]
@@ -42,37 +42,39 @@ class PairList(NamedTuple):
 
     @property
     def identities(self) -> tuple[str, ...]:
-        """Who is in them, each once."""
+        """The distinct people of the pairs."""
         return tuple(dict.fromkeys(name for line in self.lines for name in line.names))
 
 
 def read_pairs(path: str | Path) -> PairList:
-    """Read ``pairs.txt`` (first line "10 300": folds, and pairs of each kind in a fold), or a file of plain pairs.
+    """Read ``pairs.txt`` (first line "10 300": folds, and pairs of each kind per fold), or a file of plain pairs.
 
-    A first line with one number, as in ``pairsDevTest.txt``, counts the pairs of each kind; it may be left out.
+    A first line with one number, as in ``pairsDevTest.txt``, is the number of pairs of each kind; it is optional.
     Fields are separated by tabs, or else by spaces.
 
     Raises:
-        UserError: no such file, a malformed line, or not as many lines as the first one says.
+        UserError: no such file, a malformed line, or another number of lines than the first one gives.
     """
     path = Path(path).expanduser()
     rows = _read_rows(path)
     head = rows.pop(0)[1] if rows and all(map(NUMBER_PATTERN.fullmatch, rows[0][1])) else []
     if len(head) > 2:
-        raise UserError(f"{path}, line 1: {' '.join(head)!r} is not the number of folds and of pairs in each")
+        raise UserError(
+            f"{path}, line 1: {' '.join(head)!r} is not the numbers of folds and pairs per fold; correct it"
+        )
     lines = tuple(_parse_line(path, number, fields) for number, fields in rows)
     if not lines:
-        raise UserError(f"{path} has no pairs; its lines are {PAIR_FORMAT}")
+        raise UserError(f"{path} has no pairs; write lines as {PAIR_FORMAT}")
     expected = 2 * math.prod(map(int, head)) if head else len(lines)
     if expected != len(lines):
         raise UserError(
-            f"{path}, line 1 says {expected:,} pairs ({' '.join(head)}), but there are {len(lines):,}; mend it"
+            f"{path}, line 1: {expected:,} pairs declared ({' '.join(head)}), but {len(lines):,} found; correct it"
         )
     return PairList(path, lines, 2 * int(head[1]) if len(head) == 2 and int(head[0]) > 1 else 0)
 
 
 def read_identities(path: str | Path) -> tuple[str, ...]:
-    """Read people, one a line; a count after a tab, and lines with a number alone, as in ``people.txt``, are left out.
+    """Read people, one per line, without counts after a tab and lines with only a number, as in ``people.txt``.
 
     Raises:
         UserError: no such file, or nobody in it.
@@ -80,19 +82,19 @@ def read_identities(path: str | Path) -> tuple[str, ...]:
     listed = (fields[0] for _, fields in _read_rows(Path(path).expanduser(), spaces=False))
     identities = tuple(dict.fromkeys(name for name in listed if not name.isdigit()))
     if not identities:
-        raise UserError(f"{path} names nobody; write one person a line")
+        raise UserError(f"{path} names no people; write one person per line")
     return identities
 
 
 def match_pairs(pair_list: PairList, files: Sequence[Path]) -> Pairs:
-    """Return the pairs as rows of pictures, which lie in ``NAME/NAME_0001.jpg`` (or with another ending), or below.
+    """Return the pairs as rows of images, which are ``NAME/NAME_0001.jpg`` (or another suffix), or below.
 
     Args:
-        pair_list: the file.
-        files: of the N pictures.
+        pair_list: pairs of a file.
+        files: files of the N images.
 
     Raises:
-        UserError: says how many pairs lack a picture, and names the line and the picture of one.
+        UserError: images are missing; it gives the number of such pairs and one of them.
     """
     index: dict[str, list[int]] = {}
     for row, file in enumerate(files):
@@ -118,25 +120,25 @@ def match_pairs(pair_list: PairList, files: Sequence[Path]) -> Pairs:
     if same.all() or not same.any():
         kind = "of two people" if same.all() else "of one person"
         raise UserError(
-            f"{pair_list.path} has no pair {kind}; verification takes both ({PAIR_FORMAT}), {NUM_FOLDS} of each or more"
+            f"{pair_list.path} has no pair {kind}; verification needs both ({PAIR_FORMAT}), {NUM_FOLDS} of each or more"
         )
     return Pairs(pair_rows[0], pair_rows[1], same, fold)
 
 
 def _missing_message(pair_list: PairList, missing: dict[int, tuple[str, str]], files: Sequence[Path]) -> str:
-    """Return what to say of pairs without a picture: by line, the person and the picture."""
+    """Return the message on pairs without an image, given as line -> person and image."""
     line, (name, image_name) = next(iter(missing.items()))
     more = f" ({len(missing)} of {len(pair_list.lines)} pairs lack one)" if len(pair_list.lines) > 1 else ""
     similar = next((file.name for file in files if normalize_unicode(file.stem).startswith(f"{image_name}_")), None)
-    hint = f", but {similar} is there: rename such files" if similar else ""
+    hint = f", but {similar} exists: rename such files" if similar else ""
     return (
-        f"{pair_list.path}, line {line}: there is no picture {name}/{image_name}{more}{hint}; check config.data.dir, "
-        "or take such lines out"
+        f"{pair_list.path}, line {line}: no image {name}/{image_name}{more}{hint}; check config.data.dir, or remove "
+        "such lines"
     )
 
 
 def _read_rows(path: Path, spaces: bool = True) -> list[tuple[int, list[str]]]:
-    """Return the number and the fields of each line that is not empty."""
+    """Return the line number and the fields of each line that is not empty."""
     if not path.is_file():
         raise UserError(f"no file {path}; check config.faces.pairs and faces.test_file")
     lines = enumerate(read_text(path).splitlines(), start=1)
@@ -154,20 +156,20 @@ def _parse_line(path: Path, number: int, fields: list[str]) -> PairLine:
         fields = [fields[0], fields[1], fields[0], fields[2]]
     numbers = fields[1::2]
     if len(fields) != 4 or not all(NUMBER_PATTERN.fullmatch(f) and int(f) > 0 for f in numbers):
-        raise UserError(f"{path}, line {number}: {' '.join(fields)!r} is not {PAIR_FORMAT}, with N from 1 on; mend it")
+        raise UserError(f"{path}, line {number}: {' '.join(fields)!r} is not {PAIR_FORMAT}, N from 1 on; correct it")
     if fields[:2] == fields[2:]:
-        raise UserError(f"{path}, line {number} pairs a picture with itself; mend it")
+        raise UserError(f"{path}, line {number} pairs an image with itself; correct it")
     return PairLine((fields[0], fields[2]), (int(fields[1]), int(fields[3])), number)
 
 
 class FaceSet(NamedTuple):
-    """Pictures of people.
+    """Images of people.
 
     Attributes:
-        name: of the set.
-        examples: N pictures, labels int32 (N,) are rows of ``identities``.
+        name: name of the data set.
+        examples: N images; labels int32 (N,) are rows of ``identities``.
         identities: K names.
-        files: of the pictures, in their order.
+        files: files of the images, in order.
         value_range: see ``Dataset``.
     """
 
@@ -179,16 +181,17 @@ class FaceSet(NamedTuple):
 
 
 class SplitOptions(NamedTuple):
-    """How people are shared out.
+    """Options of splitting people.
 
     Attributes:
         test_size: people to test, a share below 1 or a number from 1 on.
-        test_names: people to test by name, instead of drawing them.
-        seed: draws the people to test.
-        validation: share of the other people held out.
-        validation_seed: draws these.
-        min_images: of a person; people with fewer are left out, unless they are in ``test_names``. 0 leaves nobody out,
-            and a person with one picture is an error.
+        test_names: names of the people to test, instead of random ones.
+        seed: random seed of the test people.
+        validation: share of the other people for validation.
+        validation_seed: random seed of the validation people.
+        min_images: images that a person needs; people with fewer are dropped, unless they are in ``test_names``. With
+        0,
+            a person with one image is an error.
     """
 
     test_size: float
@@ -202,7 +205,7 @@ class SplitOptions(NamedTuple):
 def read_faces(
     path: str | Path, size: int, max_bytes: float = DECODED_BYTES, decoding: Decoding = DEFAULT_DECODING
 ) -> FaceSet:
-    """Read ``path/PERSON/PICTURE``, and what lies in folders below; see ``image_folder.read_single_split``."""
+    """Read ``path/PERSON/IMAGE``, searched recursively; see ``image_folder.read_single_split``."""
     examples, files, identities, limits = image_folder.read_single_split(Path(path), size, max_bytes, decoding)
     examples = examples._replace(files=path_array(files))
     return FaceSet(Path(path).expanduser().resolve().name, examples, identities, tuple(files), limits)
@@ -210,26 +213,26 @@ def read_faces(
 
 @register_dataset("folder", inputs="people", fields=(*IMAGE_FILES, "outside"), layout="FOLDER/PERSON/PICTURE")
 def load_folder(options: DatasetOptions) -> FaceSet:
-    """Images in one folder for each person."""
+    """Images in one folder per person."""
     return read_faces(options.folder, options.size, options.max_bytes, options.decoding)
 
 
 @register_dataset("lfw", inputs="people", fields=IMAGE_FILES)
 def load_prepared(options: DatasetOptions) -> FaceSet:
-    """TFDS' prepared set of Labeled Faces in the Wild."""
+    """TFDS' prepared data set of Labeled Faces in the Wild."""
     return load_lfw(options.folder, options.size, options.max_bytes, options.decoding)
 
 
 @register_dataset("drawn_faces", inputs="people")
 def load_cartoons(options: DatasetOptions) -> FaceSet:
-    """Cartoon faces, drawn."""
+    """Synthetic cartoon faces."""
     return draw_faces()
 
 
 def load_lfw(
     data_dir: str, size: int, max_bytes: float = DECODED_BYTES, decoding: Decoding = DEFAULT_DECODING
 ) -> FaceSet:
-    """Read TFDS' prepared set ``lfw``, whose labels are names; it does not say which number a picture has.
+    """Read TFDS' prepared data set ``lfw``, whose labels are names and whose images have no numbers.
 
     Arguments and errors are those of ``tfds.load``.
     """
@@ -248,14 +251,14 @@ def draw_faces() -> FaceSet:
 
 
 def split_identities(face_set: FaceSet, options: SplitOptions) -> tuple[Dataset, np.ndarray]:
-    """Split a face set into people to train with, to validate with and to test with, no person in two parts.
+    """Split a face data set by people into train, validation and test.
 
     Returns:
-        The parts, whose labels count people from 0 on, those of training first: ``classes`` are these K names. And
-        the rows int (N_test,) of the face set that are the test part.
+        The splits, with labels that count people from 0 on, those of train first, whose K names are ``classes``; and
+        the rows int (N_test,) of the face set in the test split.
 
     Raises:
-        UserError: too few people or pictures for what is asked.
+        UserError: too few people or images.
     """
     counts = np.bincount(face_set.examples.labels, minlength=len(face_set.identities))
     named_ids = _identity_indices(face_set, options.test_names)
@@ -268,7 +271,7 @@ def split_identities(face_set: FaceSet, options: SplitOptions) -> tuple[Dataset,
     for what, group in (("training", train_ids), ("the test", test_ids)):
         if len(group) < 2:
             raise UserError(
-                f"{face_set.name} leaves {len(group)} people for {what}, which takes two; add people, or change "
+                f"{face_set.name}: {len(group)} people remain for {what}, fewer than two; add people, or change "
                 "config.faces.test_identities, faces.min_images or data.validation"
             )
     label_of = np.full(len(face_set.identities), -1, np.int32)
@@ -294,7 +297,7 @@ def split_identities(face_set: FaceSet, options: SplitOptions) -> tuple[Dataset,
 
 
 def check_disjoint(identities: Mapping[str, np.ndarray]) -> None:
-    """Assert that no person is in two parts, given the people int (N,) of each part's pictures."""
+    """Assert that no person is in two splits, given the people int (N,) of each split's images."""
     owner: dict[int, str] = {}
     for split, labels in identities.items():
         for identity in np.unique(labels).tolist():
@@ -307,9 +310,9 @@ def _identity_indices(face_set: FaceSet, names: Sequence[str]) -> np.ndarray:
     requested = dict.fromkeys(map(normalize_unicode, names))
     unknown = [name for name in requested if name not in index]
     if unknown:
-        more = f" ({len(unknown)} of the {len(requested)} people named are not there)" if len(unknown) > 1 else ""
+        more = f" ({len(unknown)} of {len(requested)} people are missing)" if len(unknown) > 1 else ""
         raise UserError(
-            f"{face_set.name} has no pictures of {unknown[0]!r}{more}; {nearest(unknown[0], face_set.identities)}"
+            f"{face_set.name}: no images of {unknown[0]!r}{more}; {nearest(unknown[0], face_set.identities)}"
         )
     return np.asarray(sorted(index[name] for name in requested), int)
 
@@ -319,28 +322,28 @@ def _check_single_images(face_set: FaceSet, counts: np.ndarray, named: np.ndarra
     if single and not min_images:
         more = f" (and {len(single) - 1:,} more)" if len(single) > 1 else ""
         raise UserError(
-            f"{face_set.name} has one picture of {single[0]!r}{more}, and verification takes two; add some, or pass "
-            "config.faces.min_images=2 to leave such people out"
+            f"{face_set.name}: a single image of {single[0]!r}{more}, and verification needs two; add some, or set "
+            "config.faces.min_images=2 to drop such people"
         )
 
 
 def _draw_test(face_set: FaceSet, usable: np.ndarray, options: SplitOptions) -> np.ndarray:
-    """Return the people to test, drawn by seed."""
+    """Return random people to test."""
     count = round(options.test_size if options.test_size >= 1 else options.test_size * len(usable))
     if count > len(usable) - 2:
         raise UserError(
-            f"config.faces.test_identities={options.test_size:g}, but {face_set.name} has {len(usable)} people to "
-            "share out, and training takes two of them; lower it"
+            f"config.faces.test_identities={options.test_size:g}, but {face_set.name} has {len(usable)} people, and "
+            "training needs two of them; lower it"
         )
     return np.sort(np.random.default_rng((options.seed, 6)).permutation(usable)[:count])
 
 
 def _draw_validation(other_ids: np.ndarray, options: SplitOptions) -> np.ndarray:
-    """Return the people to validate with, drawn by seed."""
+    """Return random people to validate on."""
     n = round(options.validation * len(other_ids))
     if options.validation and n < 2:
         raise UserError(
-            f"config.data.validation={options.validation:g} of {len(other_ids)} people is {n}, and verification takes "
+            f"config.data.validation={options.validation:g} of {len(other_ids)} people is {n}, but verification needs "
             "two; raise it, or set it to 0"
         )
     return np.sort(np.random.default_rng((options.validation_seed, 1)).permutation(other_ids)[:n])

@@ -1,6 +1,6 @@
-"""Fingerprints of data: a hash of a split's examples, and a stamp that changes if a file of a data set does.
+"""Fingerprints of data: a hash of a split's examples, and a stamp of the files of a data set.
 
-The fingerprint is equal for equal examples, wherever their files are and whatever the order of their classes.
+The fingerprint does not depend on the location of the files or the order of the classes.
 """
 
 import contextlib
@@ -17,23 +17,22 @@ from tl_jax.data.dataset import Split, is_encoded, parse_split
 from tl_jax.data.detection import CLASS
 from tl_jax.data.walker import is_within
 
-SAMPLED_BYTES = 64 * 10**6  # of images in memory, evenly spaced: hashing all of a large set would delay each start
-CHUNK_TEXTS = 1000  # texts
+SAMPLED_BYTES = 64 * 10**6  # of images in memory, evenly spaced: hashing a large data set would delay each start
+CHUNK_TEXTS = 1000  # texts per step
 
 
 def fingerprint(split: Split, classes: Sequence[str], folder: str = "", name: str = "") -> str:
     """Return the SHA-256 of a split as hexadecimal digits.
 
-    It covers the labels by the names of their classes, the groups, and, depending on what the split consists of:
-    the names of the files, as seen from ``folder``, and their sizes; the texts; the pixels of images in memory (of
-    more than 64 MB evenly spaced ones); or only ``name`` and the number of the images, if they are decoded from a
-    prepared set, since another version of a decoder may round differently.
+    It covers the labels by class name, the groups, and the examples: the names of files, relative to ``folder``, and
+    their sizes; the texts; or the pixels of images in memory (above 64 MB, of evenly spaced ones). For images decoded
+    from a prepared data set, it covers only ``name`` and their number, since decoders may round differently.
 
     Args:
         split: N examples.
-        classes: K names; labels beyond them, such as those of people who are not trained on, count as numbers.
-        folder: of the data; "" for the one that the files have in common.
-        name: of the data set.
+        classes: K names; labels beyond them, such as those of test people, count as numbers.
+        folder: folder of the data; "" for the common folder of the files.
+        name: name of the data set.
     """
     sha = hashlib.sha256()
     for piece in (*_label_bytes(split.labels, classes), *_group_bytes(split), *_example_bytes(split, folder, name)):
@@ -42,7 +41,7 @@ def fingerprint(split: Split, classes: Sequence[str], folder: str = "", name: st
 
 
 def relative_names(files: Sequence[str] | np.ndarray, folder: str = "") -> list[str]:
-    """Return the names of files as seen from ``folder``, or from the folder that they have in common."""
+    """Return the names of files relative to ``folder``, or to their common folder."""
     if not len(files):
         return []
     root = os.path.expanduser(folder)
@@ -63,7 +62,7 @@ def _label_bytes(labels: np.ndarray, classes: Sequence[str]) -> Iterator[bytes]:
     if labels.dtype == object:
         yield _json_bytes([len(tags) for tags in labels])
         labels = np.concatenate([np.zeros(0, np.int64), *labels])
-    if labels.ndim == 3:  # boxes: rows that pad are left out, their number depends on the other splits
+    if labels.ndim == 3:  # boxes: drop padding rows, whose number depends on other splits
         for rows in labels:
             boxes = np.round(rows[rows[:, CLASS] >= 0].astype(np.float64), 2) + 0.0
             boxes[:, CLASS] = rank[boxes[:, CLASS].astype(np.int64)]
@@ -90,7 +89,7 @@ def _example_bytes(split: Split, folder: str, name: str) -> Iterator[bytes]:
             yield _json_bytes(np.asarray(images[np.arange(first, min(first + CHUNK_TEXTS, count))], object).tolist())
         return
     yield _json_bytes(list(images.shape))
-    if ":" in name or is_encoded(images):  # a prepared set, of the version in its name
+    if ":" in name or is_encoded(images):  # a prepared data set with a version in its name
         yield _json_bytes(name)
         return
     max_images = max(1, SAMPLED_BYTES // max(1, int(np.prod(images.shape[1:]))))
@@ -104,17 +103,17 @@ def _json_bytes(value: Any) -> bytes:
 
 
 def folder_stamp(data_dir: str) -> str:
-    """Return what changes if a file below ``data_dir`` does: a hash of all paths, sizes and times.
+    """Return a hash of all paths, sizes and times below ``data_dir``, which changes if a file does.
 
     Args:
-        data_dir: folder, or file, of the data; for a file all files beside it count.
+        data_dir: folder, or file, of the data; for a file, all files next to it count.
     """
     top = os.path.expanduser(data_dir)
     top = os.path.dirname(top) or "." if os.path.isfile(top) else top
     sha, visited, folders, root = hashlib.sha256(), set(), [top], os.path.realpath(top)
     while folders:
         folder = folders.pop()
-        if (real := os.path.realpath(folder)) in visited:  # by a link, perhaps to a folder above
+        if (real := os.path.realpath(folder)) in visited:  # visited by a link
             continue
         visited.add(real)
         try:
@@ -124,19 +123,19 @@ def folder_stamp(data_dir: str) -> str:
                         if not entry.is_symlink() or _is_followed(entry.path, top, root):
                             folders.append(entry.path)
                     else:
-                        with contextlib.suppress(OSError):  # a link that leads nowhere
+                        with contextlib.suppress(OSError):  # a broken link
                             stat = entry.stat()
                             sha.update(repr((entry.path, stat.st_size, stat.st_mtime_ns)).encode(errors="replace"))
-        except OSError:  # whoever reads the files says what is wrong with them
+        except OSError:  # reading the files reports it
             continue
     return sha.hexdigest()
 
 
 def _is_followed(link: str, top: str, root: str) -> bool:
-    """Whether a link to a folder is followed: not to one above or, below the folders of classes, to one outside.
+    """Return whether a link to a folder is followed: not to a folder above, nor, below class folders, outside the data.
 
-    Those would take in whole disks. With ``data.outside`` they are read all the same, but their changes go unnoticed
-    until the next start.
+    Those could include entire disks. With ``data.outside`` they are read, but their changes are noticed only at the
+    next start.
     """
     real, folder = os.path.realpath(link), os.path.dirname(link)
     laid_out = folder == top or (os.path.dirname(folder) == top and _is_layout_folder(os.path.basename(folder)))

@@ -1,4 +1,4 @@
-"""Labelled pictures from a folder of class folders."""
+"""Labelled images from a folder with one subfolder per class."""
 
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ from tl_jax.data.value_range import ValueRange
 from tl_jax.data.walker import Walk, normalize_unicode, subfolders
 from tl_jax.utils.errors import UserError, nearest
 
-LAYOUT = "FOLDER/CLASS/PICTURE, or FOLDER/train/CLASS/PICTURE and FOLDER/test/CLASS/PICTURE"
+LAYOUT = "FOLDER/CLASS/IMAGE, or FOLDER/train/CLASS/IMAGE and FOLDER/test/CLASS/IMAGE"
 
-ClassFiles = dict[str, list[Path]]  # the image files of each class
+ClassFiles = dict[str, list[Path]]  # class -> image files
 
 
 def read_folder(
@@ -46,42 +46,42 @@ def read_folder(
     max_pixels: int = 0,
     outside: bool = False,
 ) -> Dataset:
-    """Read ``folder/CLASS/PICTURE``, or the same below ``folder/train`` and further folders named after splits.
+    """Read ``folder/CLASS/IMAGE``, or the same below ``folder/train`` and other folders named after splits.
 
-    Splits are known by all names in ``SPLIT_NAMES``, in any case: ``Training`` and ``Testing``, ``val``, ``dev``, ...
-    Beside ``train``, a single other split is the test split; of two, each is what its name says. Without another split
-    a fifth of each class is held out for testing, the same at every call.
+    Folders of splits may have any name in ``SPLIT_NAMES``, in any case: ``Training`` and ``Testing``, ``val``, ``dev``,
+    ... A single other split next to ``train`` is the test split; two are what their names say. Without another split, a
+    fixed fifth of each class is held out for testing.
 
-    A class has all images in its folder and in the folders below it. Classes and files are in the order of their names;
-    names that differ in their Unicode form only are one class. Hidden and system files are skipped, and so are links
-    below a class to folders outside the data, unless ``outside``; one line on stderr says what else is not read, with
-    endings and counts. Images are turned as their EXIF says, grey is repeated, and transparent pixels become white. If
-    all have one size they are kept as they are, else all are fitted into ``size``.
-    Decoded, they take N * H * W * 3 bytes on disk; if that is more than ``max_bytes``, they are decoded each time they
-    are read. A line says if two splits share an image, byte for byte, or if one has two classes in train.
+    A class has all images in its folder and in the folders below it. Classes and files are sorted by name; names that
+    differ only in their Unicode form are one class. Hidden and system files are skipped, and so are links below a class
+    to folders outside the data, unless ``outside``. A log line lists other skipped files by suffix and number. Images
+    are rotated as their EXIF says, grey is repeated, and transparent pixels become white. Images of one size are kept,
+    others are fitted to ``size``.
+    Decoded, they take N * H * W * 3 bytes on disk; above ``max_bytes``, they are decoded on every read. A log line
+    reports an identical image file in two splits, or in two classes of train.
 
-    Images of one group are in one split only, see ``image_list.with_dicom_groups``.
+    Images of one group stay in one split, see ``image_list.with_dicom_groups``.
 
     Args:
-        folder: the name of the set is the folder's.
+        folder: folder of the data, which also names the data set.
         size, max_bytes, fit: see ``DatasetOptions``.
         windows, value_range, max_pixels, outside: see ``Decoding``.
         group: a column of ``folder/index.csv``, or "study" or "none"; empty groups DICOM files by patient.
 
     Raises:
-        UserError: no folder of that layout, two folders of one split, fewer than two classes, a class without images or
-            too small for a split to be held out, an image that cannot be decoded, a group in two splits.
+        UserError: the folder has another layout, two folders of one split, fewer than two classes, a class without
+            images or too small to hold any out, an image that cannot be decoded, or a group in two splits.
     """
     decoding = Decoding(windows, value_range, max_pixels, outside=outside)
     return load_folder(DatasetOptions("folder", str(folder), size, max_bytes, decoding, fit, group))
 
 
-FIELDS = (*IMAGE_FILES, "group", "outside", "windows")  # of the configuration, that decide how a folder is read
+FIELDS = (*IMAGE_FILES, "group", "outside", "windows")  # of the configuration
 
 
 @register_dataset("folder", fields=FIELDS, layout=LAYOUT)
 def load_folder(options: DatasetOptions) -> Dataset:
-    """Images in one folder for each class, with or without folders for splits above them."""
+    """Images in one folder per class, optionally below folders for splits."""
     folder = Path(options.folder).expanduser()
     walk = Walk(folder, options.decoding.outside)
     split_files, test_origin = _find_split_files(folder, walk, min_classes=1 if options.as_one_split else 2)
@@ -107,18 +107,18 @@ def load_folder(options: DatasetOptions) -> Dataset:
 def read_single_split(
     folder: Path, size: int, max_bytes: float = DECODED_BYTES, decoding: Decoding = DEFAULT_DECODING
 ) -> tuple[Split, list[Path], tuple[str, ...], ValueRange | None]:
-    """Read ``folder/CLASS/PICTURE`` as one split.
+    """Read ``folder/CLASS/IMAGE`` as one split.
 
-    Arguments and errors are those of ``read_folder``; ``decoding`` says how files become pixels.
+    Arguments and errors are those of ``read_folder``; ``decoding`` holds the options of decoding.
 
     Returns:
-        The N images in the order of classes and names, their files, the K names of classes, and the range of values.
+        N images in the order of classes and names, their files, K class names, and the range of values.
     """
     folder = _check_folder(folder)
     if (names := [path.name for path in subfolders(folder)]) and all(map(parse_split, names)):
         raise UserError(
-            f"{folder}: {', '.join(names)} are names of splits, which are made here; pass one folder with "
-            "PERSON/PICTURE, or one of these"
+            f"{folder}: {', '.join(names)} are names of splits, but the data are split here; pass one folder with "
+            "PERSON/IMAGE, or one of these"
         )
     walk = Walk(folder, decoding.outside)
     class_files = _find_class_files(folder, walk)
@@ -137,11 +137,10 @@ def read_single_split(
 
 
 def list_images(path: Path, outside: bool = False) -> list[Path]:
-    """Return the image files of a folder and of those below it, by name, or the one file that ``path`` is.
+    """Return the image files of a folder, searched recursively and sorted by name, or the file ``path``.
 
-    Links to folders outside it are followed if ``outside``, or if they are directly in it.
-
-    Links that lead nowhere are among them: whoever decodes them reports each.
+    Links to folders outside it are followed if ``outside``, or if they are directly in it. Broken links are included;
+    decoding them reports each.
 
     Raises:
         UserError: no such folder, or no image in it.
@@ -149,7 +148,7 @@ def list_images(path: Path, outside: bool = False) -> list[Path]:
     path = path.expanduser()
     if path.is_file():
         if not is_image(path):
-            raise UserError(f"{path}: its ending is none of {', '.join(ENDINGS)}; convert it, or check the input")
+            raise UserError(f"{path}: unknown suffix; convert it to one of {', '.join(ENDINGS)}, or check the input")
         return [path]
     if not path.is_dir():
         raise UserError(f"no file or folder {path}; check the input")
@@ -174,18 +173,18 @@ def _check_folder(folder: Path) -> Path:
 
 
 def _find_split_files(folder: Path, walk: Walk, min_classes: int) -> tuple[dict[str, ClassFiles], str]:
-    """Return the files of ``train``, ``test`` and ``validation`` by class, and which folder the test split is from."""
+    """Return the files of ``train``, ``test`` and ``validation`` by class, and the name of the test folder."""
     split_folders = [path for path in subfolders(_check_folder(folder)) if parse_split(path.name)]
     splits = find_splits([path.name for path in split_folders if subfolders(path)], folder)
     if not splits:
         if len(split_folders) > 1 and len(split_folders) == len(subfolders(folder)):
             names = ", ".join(path.name for path in split_folders)
-            raise UserError(f"{folder}: no class folders in {names}, which are names of splits; the layout is {LAYOUT}")
+            raise UserError(f"{folder}: no class folders in the splits {names}; arrange the files as {LAYOUT}")
         return {"train": _find_class_files(folder, walk, min_classes)}, ""  # a class may be called train
     if "train" not in splits:
         raise UserError(
-            f"{folder}: {' and '.join(splits.values())} hold class folders, but there is no train folder beside them; "
-            "name one train, or pass the folder that holds the class folders"
+            f"{folder}: {' and '.join(splits.values())} have class folders, but there is no train folder; name one of "
+            "the folders train, or pass a folder with class folders"
         )
     top = folder / splits["train"]
     other_folders, loose = walk.entries(folder)
@@ -193,13 +192,13 @@ def _find_split_files(folder: Path, walk: Walk, min_classes: int) -> tuple[dict[
         if path.name not in splits.values():
             classes = "with class folders " if subfolders(path) else ""
             walk.skip(
-                f"folder {classes}beside {top.name}, of no split ({ALL_SPLIT_NAMES})"
+                f"folder {classes}next to {top.name}, not named after a split ({ALL_SPLIT_NAMES})"
                 if not parse_split(path.name)
-                else f"folder without class folders beside {top.name}",
+                else f"folder without class folders next to {top.name}",
                 path,
             )
     for path in loose:
-        walk.skip(f"image beside {top.name}", path)
+        walk.skip(f"image next to {top.name}", path)
     split_files = {
         split: _find_class_files(folder / name, walk, min_classes if split == "train" else 1)
         for split, name in splits.items()
@@ -207,28 +206,28 @@ def _find_split_files(folder: Path, walk: Walk, min_classes: int) -> tuple[dict[
     for split, files in split_files.items():
         if unknown := sorted(set(files) - set(split_files["train"])):
             where, advice = folder / splits[split] / unknown[0], nearest(unknown[0], split_files["train"])
-            raise UserError(f"{where} is a class that {top} does not have; {advice}")
+            raise UserError(f"{where}: no such class in {top}; {advice}")
     return with_test_split(split_files), with_test_split(splits).get("test", "")
 
 
 def _find_class_files(folder: Path, walk: Walk, min_classes: int = 2) -> ClassFiles:
-    """Return the image files of each class folder, in the order of their names; ``min_classes`` at least."""
+    """Return the image files of each class folder, sorted by name; at least ``min_classes``."""
     folders, loose = walk.entries(folder)
     for path in loose:
-        walk.skip("image beside the class folders", path)
+        walk.skip("image next to the class folders", path)
     if len(folders) < min_classes:
         names = f": {', '.join(path.name for path in folders)}" if folders else ""
         count = "fewer than two class folders" if min_classes == 2 else "no class folders"
-        raise UserError(f"{folder} has {count} ({len(folders)}{names}); the layout is {LAYOUT}")
+        raise UserError(f"{folder} has {count} ({len(folders)}{names}); arrange the files as {LAYOUT}")
     classes: ClassFiles = {}
     for path in folders:
         files = walk.images(path)
         if not files:
             skipped = walk.describe_skipped(path)
-            hint = f", but {skipped}, which are not read" if skipped else ""
+            hint = f", only {skipped}" if skipped else ""
             raise UserError(
-                f"{path} has no images ({', '.join(ENDINGS)}){hint}; convert or add some, or remove the folder; "
-                f"the layout is {LAYOUT}"
+                f"{path} has no images ({', '.join(ENDINGS)}){hint}; convert or add some, remove the folder, or "
+                f"arrange the files as {LAYOUT}"
             )
         classes.setdefault(normalize_unicode(path.name), []).extend(files)
     return {name: classes[name] for name in sorted(classes)}

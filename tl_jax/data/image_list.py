@@ -1,6 +1,6 @@
-"""Image data sets from lists of files, such as ``index.csv``, with class, split and group of each image.
+"""Image data sets from lists of files, such as ``index.csv``, with the class, split and group of each image.
 
-Images of one group, such as a patient, are kept in one split.
+Images of one group, such as a patient, stay in one split.
 """
 
 import csv
@@ -33,11 +33,11 @@ from tl_jax.data.walker import PathGuard, find_file, normalize_unicode
 from tl_jax.utils.errors import UserError, nearest
 from tl_jax.utils.log import warn_once
 
-STUDY, NO_GROUPS = "study", "none"  # values of config.data.group beside names of columns
+STUDY, NO_GROUPS = "study", "none"  # values of config.data.group besides column names
 
 
 class FileList(NamedTuple):
-    """N files, their labels int32 (N,), and the groups (N,) they belong to, None where nothing says so."""
+    """N files, their labels int32 (N,), and their groups (N,), None if unknown."""
 
     files: list[Path]
     labels: np.ndarray
@@ -45,25 +45,25 @@ class FileList(NamedTuple):
 
 
 def with_dicom_groups(name: str, splits: Mapping[str, FileList], group: str = "") -> dict[str, FileList]:
-    """Return the splits with what DICOM files say belongs together: their patient, or their study.
+    """Return the splits with groups from DICOM files: the patient, or the study.
 
-    Images that name neither, such as a PNG among DICOM files, are a group each, and a line says how many there are.
-    Without any DICOM file there are no groups.
+    An image without one, such as a PNG, is a group of its own; a log line gives their number. Without DICOM
+    files there are no groups.
 
     Args:
-        name: of the set.
-        splits: of the set, without groups.
+        name: name of the data set.
+        splits: splits of the data set, without groups.
         group: "" for the patient (PatientID, or StudyInstanceUID in files without one), "study" for StudyInstanceUID,
             "none" for no groups.
 
     Raises:
-        UserError: all DICOM files name one patient, as de-identified ones may; or "study", and there is no DICOM file.
+        UserError: all DICOM files have one patient, as de-identified ones may; or "study" without a DICOM file.
     """
     files = [file for file_list in splits.values() for file in file_list.files]
     dicom_rows = [row for row, file in enumerate(files) if is_dicom(file)]
     if group == STUDY and not dicom_rows:
         raise UserError(
-            f"{name}: config.data.group={STUDY!r} groups DICOM files, and there are none; name a column of index.csv"
+            f"{name}: config.data.group={STUDY!r} needs DICOM files, and there are none; name a column of index.csv"
         )
     if group == NO_GROUPS or not dicom_rows:
         return dict(splits)
@@ -73,7 +73,7 @@ def with_dicom_groups(name: str, splits: Mapping[str, FileList], group: str = ""
     for row in dicom_rows:
         try:
             owners[row] = read_owner(files[row])
-        except UserError:  # whoever decodes the files reports all that are damaged
+        except UserError:  # decoding reports all damaged files
             owners[row] = ""
     _check_owners(name, [owner for owner in owners.values() if owner], len(dicom_rows), group)
     known = {row: owner for row, owner in owners.items() if owner}
@@ -81,8 +81,8 @@ def with_dicom_groups(name: str, splits: Mapping[str, FileList], group: str = ""
         groups[row] = owner
     if known and len(known) < len(files):
         warn_once(
-            f"{name}: {len(files) - len(known)} of {len(files)} images name no {group or 'patient'}, each is a group "
-            "of its own; name a column of index.csv with config.data.group if some belong together"
+            f"{name}: {len(files) - len(known)} of {len(files)} images have no {group or 'patient'} and are groups of "
+            "their own; name a column of index.csv with config.data.group if some belong together"
         )
     ends = list(itertools.accumulate(len(file_list.files) for file_list in splits.values()))
     grouped = np.asarray(groups) if known else None
@@ -93,27 +93,27 @@ def with_dicom_groups(name: str, splits: Mapping[str, FileList], group: str = ""
 
 
 def _check_owners(name: str, owners: Sequence[str], files: int, group: str) -> None:
-    """Refuse files that all name one patient, or one study: nothing could be held out, and it is rarely true."""
+    """Refuse files that all have one patient or study: nothing could be held out, and it is rarely true."""
     if len(owners) < 2 or len(set(owners)) > 1:
         return
     what, tag = ("study", "StudyInstanceUID") if group == STUDY else ("patient", "PatientID")
-    study = f"config.data.group={STUDY!r} groups by study, " if group != STUDY else ""
+    study = f"config.data.group={STUDY!r} to group by study, " if group != STUDY else ""
     raise UserError(
-        f"{name}: {len(owners)} of {files} DICOM files name one {what} ({tag} {owners[0]!r}), as de-identified files "
-        f"do; {study}config.data.group={NO_GROUPS!r} takes every file for itself, or name a column of index.csv"
+        f"{name}: {len(owners)} of {files} DICOM files have one {what} ({tag} {owners[0]!r}), as de-identified files "
+        f"do; set {study}config.data.group={NO_GROUPS!r} for no groups, or a column of index.csv"
     )
 
 
 def build_dataset(
     name: str, splits: Mapping[str, FileList], classes: tuple[str, ...], test_origin: str, options: DatasetOptions
 ) -> Dataset:
-    """Decode the files of ``splits`` ("train", and where there are "test" and "validation") into a data set.
+    """Build a data set by decoding the files of ``splits`` ("train", and optionally "test" and "validation").
 
-    Without a test split a fifth is held out, the same at every call: of each class, or if there are groups of the
-    groups, so that none is in both. A line says if two splits share an image, byte for byte.
+    Without a test split, a fixed fifth is held out: of each class, or of the groups if there are any. A line reports
+    an identical image file in two splits.
 
     Raises:
-        UserError: a group is in two parts, a class is too small for a part to be held out, or a file cannot be read.
+        UserError: a group is in two splits, a class is too small to hold any out, or a file cannot be read.
     """
     if "test" not in splits:
         full = splits["train"]
@@ -145,7 +145,7 @@ def _select_rows(file_list: FileList, rows: np.ndarray) -> FileList:
 
 
 def _check_disjoint_groups(splits: Mapping[str, FileList]) -> None:
-    """Refuse a group that is in two parts: a test on pictures of patients who were trained on shows nothing."""
+    """Refuse a group in two splits, which would test on patients of the training split."""
     first_use: dict[str, tuple[str, Path]] = {}
     for name, file_list in splits.items():
         if file_list.groups is None:
@@ -154,8 +154,8 @@ def _check_disjoint_groups(splits: Mapping[str, FileList]) -> None:
             where, other = first_use.setdefault(group, (name, file))
             if where != name:
                 raise UserError(
-                    f"group {str(group)!r} is in two parts: {other} in {where}, {file} in {name}; "
-                    "move all pictures of a group into one part, or group them otherwise with config.data.group (a "
+                    f"group {str(group)!r} is in two splits: {other} in {where}, {file} in {name}; move all images of "
+                    "a group into one split, or change config.data.group (a "
                     f"column of index.csv, {STUDY!r} or {NO_GROUPS!r})"
                 )
 
@@ -165,7 +165,7 @@ FILE_COLUMN, SPLIT_COLUMN = "file", "split"  # columns
 
 
 class Index(NamedTuple):
-    """The rows of an index, by the file that they are about, and the lines in which they stand."""
+    """The rows of an index by file, and their line numbers."""
 
     path: Path
     columns: tuple[str, ...]
@@ -173,33 +173,33 @@ class Index(NamedTuple):
     lines: dict[str, int]
 
     def location(self, file: str) -> str:
-        """Return where the row of a file stands."""
+        """Return the position of a file's row as text."""
         return f"{self.path}, line {self.lines[file]}"
 
     def column(self, name: str, field: str) -> dict[str, str]:
-        """Return what a column says of each file; ``field`` of the configuration named it.
+        """Return file -> value of a column; ``field`` is the configuration field that names it.
 
         Raises:
-            UserError: there is no such column, or it is empty in a row.
+            UserError: there is no such column, or it has an empty cell.
         """
         if name not in self.columns:
             raise UserError(f"{self.path} has no column {name!r} (config.{field}); {nearest(name, self.columns)}")
         position = self.columns.index(name)
         for file, row in self.rows.items():
             if not row[position]:
-                raise UserError(f"{self.location(file)}: no {name} for {file}; fill it in or remove the line")
+                raise UserError(f"{self.location(file)}: no {name} for {file}; fill it in, or remove the line")
         return {file: row[position] for file, row in self.rows.items()}
 
 
 def read_index(path: Path) -> Index:
-    """Read an index, a CSV file whose first line names the columns, ``file`` among them.
+    """Read an index, a CSV file with a header that includes ``file``.
 
     Raises:
-        UserError: no such file, not text, no column ``file``, a row of another length, or a file listed twice, however
-            its path is written.
+        UserError: no such file, not text, no column ``file``, a row of another length, or a file that is listed twice,
+            even with another path.
     """
     if not path.is_file():
-        raise UserError(f"no index {path}; write one with the columns file, label, split and a group")
+        raise UserError(f"no index {path}; write one with the columns file, label, split and that of a group")
     try:
         reader = csv.reader(io.StringIO(read_text(path), newline=""))
         numbered_rows = [(reader.line_num, tuple(map(str.strip, row))) for row in reader if row]
@@ -208,27 +208,27 @@ def read_index(path: Path) -> Index:
     columns = numbered_rows[0][1] if numbered_rows else ()
     if FILE_COLUMN not in columns:
         raise UserError(
-            f"{path} has no column {FILE_COLUMN!r} in its first line (it has {', '.join(columns) or 'nothing'}); "
-            "name the columns there"
+            f"{path}: no column {FILE_COLUMN!r} in the first line (columns: {', '.join(columns) or 'none'}); "
+            "add a header with it"
         )
     rows: dict[str, tuple[str, ...]] = {}
     lines: dict[str, int] = {}
     for number, row in numbered_rows[1:]:
         if len(row) != len(columns):
-            raise UserError(f"{path}, line {number}: {len(row)} values for {len(columns)} columns; mend the line")
+            raise UserError(f"{path}, line {number}: {len(row)} values for {len(columns)} columns; correct the line")
         name = _normalize_path(row[columns.index(FILE_COLUMN)])
         if name in rows:
-            raise UserError(f"{path}, line {number}: {name} is listed a second time; remove one of the lines")
+            raise UserError(f"{path}, line {number}: {name} is listed twice; remove one of the lines")
         rows[name], lines[name] = row, number
     if not rows:
-        raise UserError(f"{path} lists no files; add a line for each picture")
+        raise UserError(f"{path} lists no files; add a line for each image")
     return Index(path, columns, rows, lines)
 
 
 def has_column(folder: Path, column: str) -> bool:
-    """Whether ``column`` is to be looked for in ``folder/index.csv``.
+    """Return whether ``column`` is a column of ``folder/index.csv``.
 
-    The words that ``with_dicom_groups`` knows are such only if there is no column of that name.
+    The reserved words of ``with_dicom_groups`` are used only if no column has that name.
 
     Raises:
         UserError: the index cannot be read.
@@ -239,17 +239,17 @@ def has_column(folder: Path, column: str) -> bool:
 
 
 def known_group(path: Path, options: DatasetOptions) -> str:
-    """Return ``options.group``; "" if it is a column that the index of another set to be tested on does not have."""
+    """Return ``options.group``; "" if the index of another test set lacks that column."""
     if not options.as_one_split or options.group in ("", STUDY, NO_GROUPS):
         return options.group
     if path.is_file() and options.group in read_index(path).columns:
         return options.group
-    warn_once(f"{path}: no column {options.group!r} says which images belong together; intervals count each as new")
+    warn_once(f"{path}: no column {options.group!r} for groups; intervals assume independent images")
     return ""
 
 
 def read_groups(folder: Path, files: Sequence[Path], column: str) -> np.ndarray:
-    """Return what ``folder/index.csv`` says in ``column`` of each file (N,).
+    """Return the value of ``column`` in ``folder/index.csv`` for each file (N,).
 
     Raises:
         UserError: the index cannot be read, has no such column, or does not list a file.
@@ -260,16 +260,16 @@ def read_groups(folder: Path, files: Sequence[Path], column: str) -> np.ndarray:
     missing = [name for name in names if name not in group_of]
     if missing:
         raise UserError(
-            f"{index.path} does not list {missing[0]} ({len(missing)} of {len(names)} pictures are not there); "
-            "add them, with paths as seen from its folder"
+            f"{index.path}: {missing[0]} is missing ({len(missing)} of {len(names)} images); add the files, with paths "
+            "relative to the index"
         )
     return np.asarray([group_of[name] for name in names])
 
 
 def _group_column(index: Index, column: str) -> dict[str, str]:
-    """Return the group of each file; spellings in which nobody sees a difference are one group.
+    """Return the group of each file; spellings that look the same are one group.
 
-    These are Unicode forms of a name, and if all groups are numbers 7 and 7.0, which a table program makes of 7.
+    These are Unicode forms of a name and, if all groups are numbers, 7 and 7.0, as spreadsheets write it.
     """
     groups = {file: normalize_unicode(group) for file, group in index.column(column, "data.group").items()}
     if all(map(is_number, groups.values())):
@@ -278,23 +278,21 @@ def _group_column(index: Index, column: str) -> dict[str, str]:
 
 
 def load_index(path: Path, options: DatasetOptions) -> Dataset:
-    """Read the pictures that an index lists, with paths as seen from its folder.
+    """Read the images that an index lists, with paths relative to it.
 
-    The column ``options.columns.label`` names the class, or if that is empty the file's folder does. The column
-    ``split``, if there is one, names the split, by any name in ``SPLIT_NAMES``; beside train, a single other split is
-    the test split.
-    The column ``options.group``, if it is not empty, says what belongs together, or it is a word of
-    ``with_dicom_groups``.
+    The class is in the column ``options.columns.label``, or is the folder of the file if that is empty. An optional
+    column ``split`` holds any name in ``SPLIT_NAMES``; a single other split besides train is the test split.
+    ``options.group`` is a column of groups, or a word of ``with_dicom_groups``.
 
-    If all classes are numbers, equal ones are one class: 1 and 1.0. Names that differ in their Unicode form only are
-    one, of classes and of files.
+    If all classes are numbers, equal ones are one class: 1 and 1.0. Names of classes and files that differ only in
+    their Unicode form are equal.
 
     Args:
-        path: of the index, or of the folder with ``index.csv``.
+        path: path of the index, or of a folder with ``index.csv``.
         options: see ``DatasetOptions``.
 
     Raises:
-        UserError: whatever is wrong with the index, a file that is not there, or a class that train does not have.
+        UserError: the index is invalid, a file is missing, or train lacks a class.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -319,7 +317,7 @@ def load_index(path: Path, options: DatasetOptions) -> Dataset:
     splits, test_origin = with_test_split(splits), "test" if "test" in splits else "validation"
     unknown = sorted({int(k) for split in splits.values() for k in split.labels} - set(splits["train"].labels.tolist()))
     if unknown and not options.as_one_split:
-        raise UserError(f"{index.path} has the class {classes[unknown[0]]!r} in no training row; add some, or leave it")
+        raise UserError(f"{index.path}: no training row has the class {classes[unknown[0]]!r}; add some, or remove it")
     return build_dataset(folder.resolve().name, splits, classes, test_origin, options)
 
 
@@ -330,7 +328,7 @@ def load_listed(options: DatasetOptions) -> Dataset:
 
 
 def _split_names(index: Index) -> dict[str, list[str]]:
-    """Return the files of each part, in the order of the index."""
+    """Return the files of each split, in the order of the index."""
     if SPLIT_COLUMN not in index.columns:
         return {"train": list(index.rows)}
     splits: dict[str, list[str]] = {}
@@ -343,12 +341,12 @@ def _split_names(index: Index) -> dict[str, list[str]]:
             )
         splits.setdefault(split, []).append(name)
     if "train" not in splits:
-        raise UserError(f"{index.path} has no row with the split train; add some")
+        raise UserError(f"{index.path}: no row has the split train; add some")
     return splits
 
 
 def _normalize_path(name: str) -> str:
-    """Return a path in the one form in which paths are compared: ``./a/x.png`` and ``a\\x.png`` are ``a/x.png``."""
+    """Return a path in a form for comparison: ``./a/x.png`` and ``a\\x.png`` are ``a/x.png``."""
     return normalize_unicode(os.path.normpath(name.replace("\\", "/")))
 
 
@@ -356,8 +354,8 @@ def _find_files(index: Index, outside: bool) -> dict[str, Path]:
     """Return the file of each row.
 
     Raises:
-        UserError: files are not there; the message says how many. Or a file is listed twice, once with its whole path,
-            or is outside the folder of the index and not allowed there.
+        UserError: files are missing (with their number), a file is listed twice by different paths, or a file is
+            outside the folder of the index without ``outside``.
     """
     files, missing, guard = {}, [], PathGuard(index.path.parent, outside)
     for name in index.rows:
@@ -367,26 +365,26 @@ def _find_files(index: Index, outside: bool) -> dict[str, Path]:
         else:
             files[name] = guard.check(file, index.location(name))
     if missing:
-        count = f" ({len(missing)} of {len(index.rows)} files are not there)" if len(missing) > 1 else ""
+        count = f" ({len(missing)} of {len(index.rows)} files are missing)" if len(missing) > 1 else ""
         where = index.path.parent
         raise UserError(
-            f"{index.location(missing[0])}: no file {missing[0]} in {where}{count}; mend the line or add the file"
+            f"{index.location(missing[0])}: no file {missing[0]} in {where}{count}; correct the line, or add the file"
         )
     name_of: dict[str, str] = {}
     for name, file in files.items():
         other = name_of.setdefault(os.path.abspath(file), name)
         if other != name:
-            raise UserError(f"{index.location(name)}: {name} is {other}, listed a second time; remove one of the lines")
+            raise UserError(f"{index.location(name)}: {name} is listed twice, also as {other}; remove one of the lines")
     return files
 
 
 def _find_classes(labels: Mapping[str, str], path: Path, from_column: bool) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the names of the classes in their order, and the class of each file.
+    """Return the sorted class names, and the class of each file.
 
     Args:
         labels: file -> label.
-        path: of the index.
-        from_column: whether labels are from a column, where equal numbers are one class, and no names of folders.
+        path: path of the index.
+        from_column: whether labels are from a column, where equal numbers are one class, rather than folder names.
     """
     names = {file: normalize_unicode(label) for file, label in labels.items()}
     if from_column:

@@ -1,4 +1,4 @@
-"""Labels become classes: which spellings are one class, in which order classes stand, and which numbers are none."""
+"""Map labels to classes: equal spellings, the order of classes, and checks of label values."""
 
 import re
 import unicodedata
@@ -12,10 +12,10 @@ from tl_jax.data.dataset import CLASS, Dataset, Split
 from tl_jax.utils.errors import UserError
 
 NUMBER_PATTERN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
-MAX_DECIMALS = 20  # classes that are decimal fractions; with more, and few examples of each, they are measurements
-MIN_EXAMPLES = 5  # of such a class on average
-MAX_LETTERS = 1000  # of the name of a class; longer ones are texts
-MAX_CLASSES = 1_000_000  # that a file may claim without naming them
+MAX_DECIMALS = 20  # classes that are decimal fractions; more of them, with few examples each, are measurements
+MIN_EXAMPLES = 5  # average examples of such a class
+MAX_LETTERS = 1000  # characters of a class name; longer ones are texts
+MAX_CLASSES = 1_000_000  # classes that a file may declare without names
 
 
 class LabelMap(NamedTuple):
@@ -32,24 +32,24 @@ class LabelMap(NamedTuple):
     numeric: bool
 
     def index(self, label: str) -> int | None:
-        """Return the class of a label, or None if there is no such class."""
+        """Return the class of a label; None if there is none."""
         return self.indices.get(_label_value(label, self.numeric)) if not self.numeric or is_number(label) else None
 
 
 def make_label_map(labels: Sequence[str], where: object, first: str = "") -> LabelMap:
-    """Return the classes of labels: numbers by their value, other names in alphabetical order.
+    """Return the classes of labels: numbers by value, other names in alphabetical order.
 
-    If all labels are numbers, they are compared by their values, and the shortest spelling is the name. Other labels
-    are compared letter by letter, in Unicode's composed form (NFC).
+    If all labels are numbers, equal values are one class, named by the shortest spelling. Other labels are compared in
+    Unicode's composed form (NFC).
 
     Args:
-        labels: of all N examples of the training split.
-        where: file they are from, for messages.
-        first: name of the class that comes first, if it is there.
+        labels: labels of all N examples of the training split.
+        where: their file, for messages.
+        first: name of the class to put first, if it occurs.
 
     Raises:
-        UserError: "nan" among numbers, so many decimal fractions that the labels are quantities, not classes, or names
-            so long that they are texts.
+        UserError: "nan" among numbers, too many decimal fractions, which are quantities, or names so long that they are
+            texts.
     """
     cleaned = [clean_label(label) for label in labels]
     unique = set(cleaned)
@@ -57,9 +57,7 @@ def make_label_map(labels: Sequence[str], where: object, first: str = "") -> Lab
     numeric = all(map(is_number, unique))
     missing = {label for label in unique if label.lower() == "nan"}
     if missing and len(unique) > len(missing) and all(map(is_number, unique - missing)):
-        line = (
-            f"{sum(label in missing for label in cleaned):,} labels are {min(missing)!r} where the others are numbers"
-        )
+        line = f"{sum(label in missing for label in cleaned):,} labels are {min(missing)!r}, but the others are numbers"
         raise UserError(f"{where}: {line}; fill them in, or remove these examples")
     names: dict[Hashable, str] = {}
     for label in sorted(unique, key=lambda label: (len(label), label)):
@@ -71,11 +69,11 @@ def make_label_map(labels: Sequence[str], where: object, first: str = "") -> Lab
 
 
 def check_class_names(names: Iterable[str], where: object) -> None:
-    """Refuse names of classes that are so long that they are texts; ``where`` they stand is for the message."""
+    """Refuse class names so long that they are texts; ``where`` is their location for the message."""
     long = [name for name in names if len(name) > MAX_LETTERS]
     if long:
         raise UserError(
-            f"{where}: {len(long):,} labels have more than {MAX_LETTERS:,} letters, such as {min(long)[:20]!r}...: "
+            f"{where}: {len(long):,} labels have more than {MAX_LETTERS:,} characters, such as {min(long)[:20]!r}...: "
             "these are texts, not classes; choose the field or column with the classes"
         )
 
@@ -83,48 +81,48 @@ def check_class_names(names: Iterable[str], where: object) -> None:
 def class_indices(
     values: Any, classes: int, where: object, allow_missing: bool = False, rows: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return labels (N,) or (N, 1) as int32 (N,), each the number of one of K classes; a cast alone would wrap them.
+    """Return labels (N,) or (N, 1) as int32 (N,), checked to be in [0, K); a cast alone would wrap them.
 
     Args:
         values: integers of any type.
         classes: K.
-        where: they are from, a file or data set and the split, for messages.
-        allow_missing: whether -1 may stand for a label that was not published.
-        rows: (N,), the example that each label is of; None if each is of one of its own.
+        where: their file, or data set and split, for messages.
+        allow_missing: whether -1 is allowed for an unpublished label.
+        rows: (N,) example of each label; None for one label per example.
 
     Raises:
-        UserError: another shape or type, or a label below 0 or from K on; the message names the first, and how many.
+        UserError: another shape or type, or a label out of range; it gives the first one, and their number.
     """
     labels = np.asarray(values)
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise UserError(
-            f"{where}: the labels are {labels.dtype} {labels.shape}; each example needs one whole number from 0 to "
+            f"{where}: labels of type {labels.dtype} {labels.shape}; give each example one integer from 0 to "
             f"{classes - 1}"
         )
     invalid = np.flatnonzero((labels < (-1 if allow_missing else 0)) | (labels >= classes))
     if len(invalid):
-        more = f" ({len(invalid):,} of {len(labels):,} labels are none of these)" if len(invalid) > 1 else ""
+        more = f" ({len(invalid):,} of {len(labels):,} labels are out of range)" if len(invalid) > 1 else ""
         row = invalid[0] if rows is None else rows[invalid[0]]
         raise UserError(
-            f"{where}: example {row} has the label {labels[invalid[0]]}, and the {classes:,} classes are 0 to "
-            f"{classes - 1:,}{more}; mend the labels, or the classes that the data name"
+            f"{where}: example {row} has the label {labels[invalid[0]]}, but the {classes:,} classes are 0 to "
+            f"{classes - 1:,}{more}; correct the labels, or the class names"
         )
     return labels.astype(np.int32)
 
 
 def check_dataset(dataset: Dataset) -> Dataset:
-    """Return a data set all of whose labels are numbers of its classes, whichever reader it is from.
+    """Return a data set after checking that all its labels are in [0, K).
 
     Raises:
-        UserError: a label of an example, a tag of a word or the class of a box is none.
+        UserError: a label of an example, a tag of a word or the class of a box is out of range.
     """
     for name in ("train", "validation", "test"):
         split: Split | None = getattr(dataset, name)
         if split is None or not len(split.labels):
             continue
         where, labels, rows = f"{dataset.name}, {name}", split.labels, None
-        if labels.dtype == object:  # a tag for each word
+        if labels.dtype == object:  # one tag per word
             rows = np.repeat(np.arange(len(labels)), [len(tags) for tags in labels])
             labels = np.concatenate([np.zeros(0, np.int32), *labels])
         elif labels.ndim == 3:  # boxes
@@ -135,12 +133,12 @@ def check_dataset(dataset: Dataset) -> Dataset:
 
 
 def clean_label(label: str) -> str:
-    """Return a label without blanks around it, in Unicode's composed form: "cafe" + accent is "café"."""
+    """Return a label without surrounding blanks, in Unicode's composed form: "cafe" + accent is "café"."""
     return unicodedata.normalize("NFC", label.strip())
 
 
 def is_number(label: str) -> bool:
-    """Whether a label is a decimal number; other digits, such as "²", are names."""
+    """Return whether a label is a decimal number; other digits, such as "²", are names."""
     return NUMBER_PATTERN.fullmatch(label.strip()) is not None
 
 
@@ -154,5 +152,5 @@ def _check_quantities(examples: int, names: Iterable[Hashable], where: object) -
     if fractions and len(values) > MAX_DECIMALS and len(values) * MIN_EXAMPLES > examples:
         raise UserError(
             f"{where}: {examples:,} examples have {len(values):,} different numbers as labels, such as "
-            f"{fractions[0]}: these are quantities, not classes; round them to a few classes, or choose another label"
+            f"{fractions[0]}, so they are quantities; round them to a few classes, or choose another label"
         )

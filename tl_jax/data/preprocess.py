@@ -1,4 +1,4 @@
-"""From stored pixels to network inputs: pure functions, jitted with the step that uses them."""
+"""Preprocess stored pixels to network inputs with pure functions, jitted with the step that uses them."""
 
 from dataclasses import dataclass
 
@@ -12,22 +12,23 @@ from tl_jax.utils.scaling import SCALINGS
 
 @dataclass(frozen=True)
 class ImageInputConfig(Options):
-    """From stored pixels to network inputs."""
+    """Options of the preprocessing from stored pixels to network inputs."""
 
-    size: int = option(0, "side of the network's input in pixels; 0 takes that of the weights", low=0)
-    interpolation: str = option("", "resize method; empty takes that of the weights", ("", "bilinear", "bicubic"))
+    size: int = option(0, "side of the network's input in pixels; 0 for that of the weights", low=0)
+    interpolation: str = option("", "resize method; empty for that of the weights", ("", "bilinear", "bicubic"))
     crop: float = option(1.0, "share of the shortest side that the centre crop keeps", low=0.1, high=1.0)
-    scaling: str = option("spec", "pixel scaling; spec takes that of the weights", lambda: ("spec", *SCALINGS))
+    scaling: str = option("spec", "pixel scaling; spec for that of the weights", lambda: ("spec", *SCALINGS))
 
 
 def scale(images: jax.Array, scaling: str) -> jax.Array:
-    """Turn pixels in [0, 255] (N, H, W, C), RGB where C is 3, into network inputs float32 of the same shape.
+    """Scale pixels in [0, 255] (N, H, W, C) to network inputs, float32 of the same shape.
 
-    Where C is not 3 the order of the channels is kept, and all get the average of the three means and deviations.
+    Three channels are RGB. Other numbers of channels are kept, and all use the averages of the three means and standard
+    deviations.
 
     Args:
-        images: uint8, or float where augmentation left fractions.
-        scaling: key into ``SCALINGS``.
+        images: uint8, or float after augmentation.
+        scaling: key of ``SCALINGS``.
     """
     rule = SCALINGS[scaling]
     images = images.astype(jnp.float32)
@@ -40,10 +41,10 @@ def scale(images: jax.Array, scaling: str) -> jax.Array:
 
 
 def convert_channels(images: jax.Array, count: int) -> jax.Array:
-    """Turn pictures (N, H, W, C) into ``count`` channels, of the same type: RGB into luma, or grey repeated.
+    """Convert images (N, H, W, C) to ``count`` channels of the same dtype: RGB to luma, or grey repeated.
 
     Raises:
-        UserError: C and ``count`` are neither the same nor 1 and 3.
+        UserError: C and ``count`` differ and are not 1 and 3.
     """
     given = images.shape[-1]
     if given == count:
@@ -52,15 +53,13 @@ def convert_channels(images: jax.Array, count: int) -> jax.Array:
         return jnp.repeat(images, 3, axis=-1)
     if (given, count) == (3, 1):
         return _luma(images)
-    raise UserError(
-        f"pictures with {given} channels cannot be turned into {count}; use pictures or a network with 1 or 3"
-    )
+    raise UserError(f"images with {given} channels cannot be converted to {count}; use images or a network with 1 or 3")
 
 
 def _luma(images: jax.Array) -> jax.Array:
-    """Return the luma of ITU-R 601, of uint8 to the same bits as Pillow's ``convert("L")``."""
+    """Return the luma of ITU-R 601; for uint8 bit-identical to Pillow's ``convert("L")``."""
     if images.dtype == jnp.uint8:
-        weights = jnp.asarray((19595, 38470, 7471))  # of 65,536
+        weights = jnp.asarray((19595, 38470, 7471))  # over 65,536
         total = (images.astype(jnp.int32) * weights[None, None, None]).sum(-1, keepdims=True)
         return ((total + 32768) >> 16).astype(jnp.uint8)
     weights = jnp.asarray((0.299, 0.587, 0.114), images.dtype)
@@ -68,10 +67,9 @@ def _luma(images: jax.Array) -> jax.Array:
 
 
 def resize_and_crop(images: jax.Array, size: int, crop: float, interpolation: str) -> jax.Array:
-    """Resize the shortest side to ``size / crop`` and cut the centre, (N, H, W, C) -> (N, size, size, C).
+    """Resize the shortest side to ``size / crop`` and crop the centre, (N, H, W, C) -> (N, size, size, C).
 
-    Antialiased when shrinking. Images already of the right size are returned unchanged: a network's own input is not
-    cropped again.
+    Shrinking is antialiased. Images of the right size are returned unchanged: network inputs are not cropped again.
     """
     n, h, w, c = images.shape
     if (h, w) == (size, size):

@@ -1,4 +1,4 @@
-"""What data are, from what they look like: a folder of images or boxes, files of texts, arrays, tables of files."""
+"""Recognize the kind of data: folders of images or boxes, files of texts, arrays, or tables."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -14,12 +14,12 @@ from tl_jax.data.image_list import FileList, build_dataset, with_dicom_groups
 from tl_jax.data.registry import DATASETS, IMAGE_FILES, IN_MEMORY, DatasetOptions, register_dataset
 from tl_jax.utils.errors import UserError
 
-TABLE_FIELDS = (*(field for field in IMAGE_FILES if field != "dir"), "group", "windows")  # that a table of files reads
+TABLE_FIELDS = (*(field for field in IMAGE_FILES if field != "dir"), "group", "windows")  # read by a table of files
 TABLES = (".csv", ".tsv", ".jsonl", ".json")
-SPLITS_AS_TUPLES = "(images, labels), or ((images, labels) to train on, (images, labels) to test on)"
+SPLITS_AS_TUPLES = "(images, labels), or ((train_images, train_labels), (test_images, test_labels))"
 ADVICE = (
-    "pass a folder FOLDER/CLASS/IMAGE, one with index.csv, boxes of VOC or COCO, a file of texts (.csv, .tsv, .jsonl, "
-    f"CoNLL), arrays as {SPLITS_AS_TUPLES}, a table with the columns file or text, and label, or a tl_jax.data.Dataset"
+    "pass a folder FOLDER/CLASS/IMAGE, a folder with index.csv or VOC or COCO boxes, a file of texts (.csv, .tsv, "
+    f".jsonl, CoNLL), arrays as {SPLITS_AS_TUPLES}, a table with the columns file or text, and label, or a Dataset"
 )
 
 
@@ -27,13 +27,13 @@ Reader = Callable[[DatasetOptions], Dataset]
 
 
 class RecognizedData(NamedTuple):
-    """A data set that ``config.data`` can name.
+    """A data set for ``config.data``.
 
     Attributes:
         inputs: key of ``registry.DATASETS``: "images", "boxes" or "texts".
-        name: of the data set there.
-        folder: or file of the data; empty for what is in memory.
-        tags: whether each word of a text has a label of its own.
+        name: name of the data set there.
+        folder: folder or file of the data; empty for data in memory.
+        tags: whether each word of a text has its own label.
     """
 
     inputs: str
@@ -43,15 +43,15 @@ class RecognizedData(NamedTuple):
 
 
 def recognize(data: Any, as_one_split: bool = False) -> RecognizedData:
-    """Return what ``data`` are.
+    """Return the data set that ``data`` are.
 
     Args:
         data: a path, a ``Dataset``, arrays (see ``SPLITS_AS_TUPLES``; labels are numbers or names), or a mapping of
             columns such as a pandas DataFrame: "file" or "text", and "label".
-        as_one_split: whether all examples are to be tested on, so that none of what is in memory is held out.
+        as_one_split: whether all examples are for testing, so that data in memory are not split.
 
     Raises:
-        UserError: they are nothing that is known; says what may be passed.
+        UserError: the data are of no known kind; it lists the known ones.
     """
     share = "" if as_one_split else "fifth"
     if isinstance(data, (str, Path)):
@@ -62,7 +62,7 @@ def recognize(data: Any, as_one_split: bool = False) -> RecognizedData:
         return _read_table(data, share)
     if isinstance(data, (tuple, list)) and len(data) == 2:
         return _in_memory(_read_arrays(data, share))
-    raise UserError(f"data of type {type(data).__name__} are not known; {ADVICE}")
+    raise UserError(f"data of type {type(data).__name__} are not supported; {ADVICE}")
 
 
 def _recognize_path(path: Path) -> RecognizedData:
@@ -81,11 +81,11 @@ def _recognize_path(path: Path) -> RecognizedData:
         return _recognize_file(files[0], path)
     if any(entry.is_dir() for entry in path.iterdir()):
         return RecognizedData("images", "folder", str(path))
-    raise UserError(f"{path} holds no data that are known; {ADVICE}")
+    raise UserError(f"{path}: no known data; {ADVICE}")
 
 
 def _recognize_file(file: Path, path: Path) -> RecognizedData:
-    """Return what a file holds; ``path`` is it, or the folder in which it is the training split."""
+    """Return the kind of a file; ``path`` is it, or the folder in which it is the training split."""
     ending = file.suffix.lower()
     if ending == ".npz":
         return RecognizedData("images", "npz", str(path))
@@ -98,7 +98,7 @@ def _recognize_file(file: Path, path: Path) -> RecognizedData:
     lines = [line for line in text.read_text(file).splitlines()[:200] if line.strip()]
     if lines and sum(len(line.split()) >= 2 for line in lines) == len(lines) and len(set(map(_width, lines))) <= 2:
         return RecognizedData("texts", "conll", str(path), tags=True)
-    raise UserError(f"{file} is no file of examples with labels; {ADVICE}")
+    raise UserError(f"{file}: no labelled examples; {ADVICE}")
 
 
 def _width(line: str) -> int:
@@ -106,7 +106,7 @@ def _width(line: str) -> int:
 
 
 def _in_memory(dataset: Dataset) -> RecognizedData:
-    """Register a data set of this process under a name that says what it holds."""
+    """Register a data set in memory under a name derived from its content."""
     is_text = dataset.train.inputs.dtype == object
     has_boxes = not is_text and dataset.train.labels.ndim == 3
     inputs = "texts" if is_text else "boxes" if has_boxes else "images"
@@ -139,7 +139,7 @@ def _is_text(values: Any) -> bool:
 
 
 def _order(name: str) -> tuple[float, str]:
-    """Sort numbers by their value, and names behind them."""
+    """Sort numbers by value, before names."""
     try:
         return float(name), ""
     except ValueError:
@@ -157,27 +157,27 @@ def _make_split(inputs: Any, labels: Any, names: Sequence[str]) -> Split:
         values = values[..., None] if values.ndim == 3 else values
         if values.dtype != np.uint8 or values.ndim != 4 or values.shape[-1] not in (1, 3):
             raise UserError(
-                f"images are {values.dtype} {values.shape}; pass uint8 (N, H, W, 3) or (N, H, W), 0 to 255; "
-                "those from 0 to 1 as (255 * images).astype('uint8')"
+                f"images: unsupported type {values.dtype} {values.shape}; pass uint8 (N, H, W, 3) or (N, H, W), "
+                "0 to 255 (for images from 0 to 1: (255 * images).astype('uint8'))"
             )
         values = np.repeat(values, 3, axis=-1) if values.shape[-1] == 1 else values
     if len(values) != len(numbers):
-        raise UserError(f"there are {len(values):,} examples and {len(numbers):,} labels; pass one label for each")
+        raise UserError(f"{len(values):,} examples have {len(numbers):,} labels; pass one label per example")
     return Split(values, numbers)
 
 
 def _with_test(name: str, split: Split, classes: tuple[str, ...], share: str) -> Dataset:
-    """Hold a share of the examples out for testing, see ``hold_out``."""
+    """Hold out a share of the examples for testing, see ``hold_out``."""
     rows = hold_out(name, split.labels, classes, share)
     train, test = (Split(split.inputs[r], split.labels[r]) for r in rows)
     return Dataset(name, train, test, classes, "a fifth held out")
 
 
 def _read_table(table: Any, share: str) -> RecognizedData:
-    """Return the data set of a table: files of images, or texts, with labels; a fifth is held out for testing."""
-    columns = {str(name): list(table[name]) for name in table.keys()}  # noqa: SIM118  # of a DataFrame, too
+    """Return the data set of a table of image files or texts; a fifth is held out for testing."""
+    columns = {str(name): list(table[name]) for name in table.keys()}  # noqa: SIM118  # also of a DataFrame
     if "label" not in columns or not {"file", "text"} & set(columns):
-        raise UserError(f"a table has the columns {', '.join(columns)}; it needs file or text, and label")
+        raise UserError(f"table: needs the columns file or text, and label, not {', '.join(columns)}; rename them")
     names = tuple(sorted({str(label) for label in columns["label"]}, key=_order))
     if "text" in columns:
         return _in_memory(_with_test("table", _make_split(columns["text"], columns["label"], names), names, share))

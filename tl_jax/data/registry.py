@@ -1,6 +1,6 @@
-"""Data sets by name, each with the fields of the configuration that it reads.
+"""Registry of data sets, with the configuration fields that each one reads.
 
-A data set is one function: ``register_dataset`` makes it known under the name that ``config.data.name`` has.
+A data set is a function; ``register_dataset`` adds it under a name for ``config.data.name``.
 """
 
 import dataclasses
@@ -19,93 +19,93 @@ from tl_jax.utils.errors import UserError, nearest
 from tl_jax.utils.registry import IMPORT_HINT, Registry
 
 INPUTS = ("images", "boxes", "people", "texts")
-# Those of ``config.data`` that mean something for some data sets only.
+# Fields of ``config.data`` that only some data sets read.
 FIELDS = ("columns", "dir", "group", "label", "max_pixels", "outside", "range", "text", "windows")
-IN_MEMORY = "in_memory_"  # begins the names of what is in memory, see ``recognize``
-IMAGE_FILES = ("dir", "max_pixels", "range")  # what decides on the pixels of image files, and where these are
+IN_MEMORY = "in_memory_"  # prefix of the names of data in memory, see ``recognize``
+IMAGE_FILES = ("dir", "max_pixels", "range")  # fields that locate and decode image files
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Options):
-    """Where examples come from, and which of them are used."""
+    """Source and selection of examples."""
 
-    name: str = option("cifar10", "data set: one that is registered, or any TFDS set")
-    dir: str = option("", "TFDS folder (empty: TFDS' own default), pictures as data.name says, or files of texts")
-    generate: bool = option(False, "where data.dir is empty, draw pictures, or take installed texts (for smoke runs)")
-    label: str = option("label", "column with the label of a text, or in index.csv of a picture (empty: its folder)")
+    name: str = option("cifar10", "data set: a registered one, or any TFDS data set")
+    dir: str = option("", "folder of TFDS (empty: its default), of images in the layout of data.name, or of texts")
+    generate: bool = option(False, "if data.dir is empty, use synthetic images, or installed texts (for smoke runs)")
+    label: str = option("label", "column of the label in a table of texts or index.csv (empty: the image's folder)")
     validation: float = option(
         0.1,
-        "share of train held out, stratified by class; 0 for none; a part that the set brings is taken whole",
+        "share of train for validation, stratified by class; 0 for none; a validation split of the data is used whole",
         low=0.0,
         high=0.9,
     )
-    train_examples: int = option(0, "random training examples kept, stratified by class; 0 for all", low=0)
-    per_class: int = option(0, "random training examples kept of each class; 0 for all", low=0)
+    train_examples: int = option(0, "number of random training examples, stratified by class; 0 for all", low=0)
+    per_class: int = option(0, "number of random training examples per class; 0 for all", low=0)
     test_examples: int = option(
-        0, "test examples used, drawn stratified by class, the same for every seed; 0 for all", low=0
+        0, "number of random test examples, stratified by class, the same for every seed; 0 for all", low=0
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageDataConfig(DataConfig):
-    """The same of images, and how their files become pixels."""
+    """Source and selection of images, and how their files are decoded."""
 
     group: str = option(
         "",
-        "column of index.csv: images of one patient or source stay in one split; without a column of that name, "
+        "column of index.csv whose groups (patient, source) stay in one split; if there is no such column, "
         "study: DICOM files by StudyInstanceUID, none: no groups; empty: DICOM files by PatientID",
     )
     fit: str = option(
         "crop",
-        "how pictures of differing sizes become squares: their centre, the whole between black borders, or distorted",
+        "how images of different sizes become square: centre crop, black borders, or stretching",
         ("crop", "pad", "stretch"),
     )
     windows: tuple[Any, ...] = option(
         ("lung", "mediastinum", "bone"),
-        f"of Hounsfield units, for DICOM, as the three channels or one for all: {', '.join(WINDOWS)}, "
-        "or pairs (level, width); empty takes the file's own",
+        f"windows of Hounsfield units for DICOM, one per channel or one for all: {', '.join(WINDOWS)}, "
+        "or pairs (level, width); empty uses that of the file",
     )
     range: tuple[float, ...] = option(
         (),
-        "pair (low, high) of values that become black and white, for images with more than 8 bits; "
-        "empty takes the least and the largest value of the data set",
+        "values (low, high) of black and white for images with more than 8 bits; empty uses the minimum and maximum "
+        "of the data set",
     )
-    max_pixels: int = option(0, "pixels of an image at most; 0 takes Pillow's limit, 89,478,485", low=0)
+    max_pixels: int = option(0, "largest number of pixels of an image; 0 for Pillow's limit, 89,478,485", low=0)
     outside: bool = option(
         False,
-        "read files outside data.dir, too, that an index or annotations name, or links below a class folder lead to",
+        "also read files outside data.dir that an index, annotations or links in a class folder point to",
     )
     gigabytes: float = option(
-        16.0, "of decoded pictures kept on disk; a set that takes more is decoded each time it is read", low=0.0
+        16.0,
+        "disk cache of decoded images, in GB; a larger data set is decoded on every read",
+        low=0.0,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class TextDataConfig(DataConfig):
-    """The same of texts, and where they stand in their files."""
+    """Source and selection of texts, and the columns of their files."""
 
-    text: tuple[str, ...] = option(("text",), "columns that hold the text, or the two of a pair")
-    columns: tuple[str, ...] = option(
-        (), "names of all columns, for files of texts whose first line does not have them"
-    )
+    text: tuple[str, ...] = option(("text",), "column of the text, or the two columns of a pair")
+    columns: tuple[str, ...] = option((), "names of all columns, for files of texts without a header")
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetOptions:
-    """What a configuration says about a data set; each set takes what it needs.
+    """The options of a configuration for reading a data set; each data set uses some of them.
 
     Attributes:
-        name: of the data set, for functions that several names share.
+        name: name of the data set, for functions that several names share.
         folder: ``config.data.dir``, a folder or file; empty if none is given.
-        size: side in pixels into which images of differing sizes are fitted.
-        max_bytes: of decoded images that may be kept on disk; a larger set is decoded each time it is read.
-        decoding: how image files become pixels.
+        size: side in pixels to which images of different sizes are fitted.
+        max_bytes: size limit of decoded images on disk; a larger data set is decoded on every read.
+        decoding: how image files are decoded.
         fit: "crop", "pad" or "stretch", see ``dataset.fit_image``.
-        group: what keeps images together, see ``image_list.with_dicom_groups``.
-        classes: of boxes, in their order; empty takes those of the training split.
-        columns: where texts and labels stand, in an index of images, too.
-        shape: (H, W) that all images are fitted into; None keeps them as they are if they have one size.
-        as_one_split: whether all examples are there to be tested on, so that none is held out and one class will do.
+        group: how images are grouped, see ``image_list.with_dicom_groups``.
+        classes: classes of boxes in order; empty uses those of the training split.
+        columns: columns of texts and labels, also of an index of images.
+        shape: (H, W) to which all images are fitted; None keeps their size if all have one size.
+        as_one_split: whether all examples are for testing, so that none is held out and a single class is allowed.
     """
 
     name: str
@@ -122,17 +122,17 @@ class DatasetOptions:
 
     @property
     def share(self) -> str:
-        """How much is held out of a set without a test split, see ``dataset.hold_out``."""
+        """Share that is held out for a test split if there is none, see ``dataset.hold_out``."""
         return "" if self.as_one_split else "fifth"
 
 
 class DatasetEntry(NamedTuple):
-    """A data set that has a name.
+    """A registered data set.
 
     Attributes:
-        read: makes the ``Dataset``, or for people the ``faces.FaceSet``.
-        fields: of ``FIELDS``, those that it reads.
-        layout: what must lie in ``config.data.dir``, in words; empty if that may be empty.
+        read: function that returns the ``Dataset``, or the ``faces.FaceSet`` for people.
+        fields: the ``FIELDS`` that it reads.
+        layout: content that it needs in ``config.data.dir``, as text; empty if that may be empty.
     """
 
     read: Callable[[DatasetOptions], Any]
@@ -148,14 +148,14 @@ _F = TypeVar("_F", bound=Callable[[DatasetOptions], Any])
 def register_dataset(
     *names: str, inputs: str = "images", fields: tuple[str, ...] = (), layout: str = ""
 ) -> Callable[[_F], _F]:
-    """Return a decorator that makes a function known as a data set; it takes ``DatasetOptions``.
+    """Return a decorator that registers a function of ``DatasetOptions`` as a data set.
 
     Args:
-        *names: of the data set; a task with other inputs may have another set of the same name.
+        *names: names of the data set; a task with other inputs may have a data set of the same name.
         inputs: "images", "boxes" or "texts", for a function that returns a ``Dataset``; "people" for a ``FaceSet``.
-        fields: of ``config.data``, those of ``FIELDS`` that it reads; a run that sets another one is refused.
-        layout: what must lie in ``config.data.dir``, in words, for a set that cannot do without; it reads "dir", and
-            is read anew if a file in there changes.
+        fields: the ``FIELDS`` of ``config.data`` that it reads; a run that sets another one is refused.
+        layout: content that the data set needs in ``config.data.dir``, as text; it then reads "dir", and is read again
+            if a file there changes.
     """
 
     def register(read: _F) -> _F:
@@ -167,7 +167,7 @@ def register_dataset(
 
 
 def register_fallback(inputs: str, fields: tuple[str, ...]) -> Callable[[_F], _F]:
-    """Return a decorator of the function that reads the data sets whose names are in no registry, those of TFDS."""
+    """Return a decorator that registers the function for all names that are not registered, those of TFDS."""
 
     def register(read: _F) -> _F:
         _FALLBACKS[inputs] = _entry(read, fields, "")
@@ -183,9 +183,9 @@ def _entry(read: Callable[[DatasetOptions], Any], fields: tuple[str, ...], layou
 
 
 def names(inputs: str, field: str = "") -> tuple[str, ...]:
-    """Return the names of the registered data sets, sorted; of those that read a field, if one is given.
+    """Return the sorted names of the registered data sets, or of those that read ``field``.
 
-    What ``recognize`` registered of this process is not among them: nobody can name it.
+    Data in memory that ``recognize`` registered are left out.
     """
     entries = DATASETS[inputs].items()
     return tuple(
@@ -194,27 +194,27 @@ def names(inputs: str, field: str = "") -> tuple[str, ...]:
 
 
 def find(inputs: str, name: str) -> DatasetEntry | None:
-    """Return what reads the data set ``name``, None if nothing does."""
+    """Return the entry of the data set ``name``; None if there is none."""
     return DATASETS[inputs][name] if name in DATASETS[inputs] else _FALLBACKS.get(inputs)
 
 
 def ignores(inputs: str, name: str, field: str) -> bool:
-    """Whether the data set ``name`` does not read a field; no field is known to be ignored if nothing reads the set."""
+    """Return whether the data set ``name`` is known not to read a field."""
     entry = find(inputs, name)
     return entry is not None and field not in entry.fields
 
 
 def read_dataset(inputs: str, options: DatasetOptions) -> Any:
-    """Return the data set ``options.name``, read anew.
+    """Read the data set ``options.name``.
 
     Raises:
-        UserError: no such set, or none without a folder; or what its function raises.
+        UserError: there is no such data set, it needs a folder, or its function raises.
     """
     return _find_entry(inputs, options).read(options)
 
 
 def load_dataset(inputs: str, options: DatasetOptions) -> Any:
-    """Return the data set ``options.name``: the copy of the last call, if nothing has changed since.
+    """Return the data set ``options.name``, cached from the last call if its files are unchanged.
 
     Raises:
         UserError: as ``read_dataset``.
@@ -223,7 +223,7 @@ def load_dataset(inputs: str, options: DatasetOptions) -> Any:
     return _load_cached(folder_stamp(options.folder) if entry.layout else "", entry, options)
 
 
-@functools.lru_cache(maxsize=1)  # the runs of a comparison share one copy; nobody writes to it
+@functools.lru_cache(maxsize=1)  # shared by the runs of a comparison, which do not change it
 def _load_cached(_: str, entry: DatasetEntry, options: DatasetOptions) -> Any:
     return entry.read(options)
 
@@ -234,5 +234,5 @@ def _find_entry(inputs: str, options: DatasetOptions) -> DatasetEntry:
         known = nearest(name, DATASETS[inputs])
         raise UserError(f"config.data.name={name!r} has no {inputs}; {known}; {IMPORT_HINT}")
     if entry.layout and not options.folder:
-        raise UserError(f"config.data.name={name} needs files; pass config.data.dir=PATH, with {entry.layout}")
+        raise UserError(f"config.data.name={name} needs files; set config.data.dir to a path with {entry.layout}")
     return entry

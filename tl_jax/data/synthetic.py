@@ -13,7 +13,7 @@ from tl_jax.data.registry import DatasetOptions, register_dataset
 
 
 def draw_gratings(classes: int = 10, train: int = 512, test: int = 128, size: int = 32) -> Dataset:
-    """Draw striped pictures whose class is the direction of the stripes; phase, colour and noise are random."""
+    """Draw gratings whose class is the direction of the stripes; phase, colour and noise are random."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:size, :size] / size
 
@@ -32,7 +32,7 @@ def draw_gratings(classes: int = 10, train: int = 512, test: int = 128, size: in
     )
 
 
-# Inside or not, for points (u, v) around the middle of a shape whose radius is about 1.
+# Whether points (u, v) around the centre are inside a shape, whose radius is about 1.
 SHAPES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "disc": lambda u, v: u**2 + v**2 < 1,
     "ring": lambda u, v: abs(u**2 + v**2 - 0.7) < 0.3,
@@ -48,16 +48,16 @@ SHAPES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def draw_shapes(train: int = 4000, test: int = 1000, size: int = 32) -> Dataset:
-    """Draw a shape of random place, size, turn and colour on a background of two colours that blend, with noise."""
+    """Draw a shape of random position, size, rotation and colour on a noisy gradient of two colours."""
     rng = np.random.default_rng(1)
-    oversampling = 2  # points a pixel and axis, averaged: edges are smooth
+    oversampling = 2  # points per pixel and axis, averaged for smooth edges
     y, x = (np.mgrid[: oversampling * size, : oversampling * size].astype(np.float32) + 0.5) / (oversampling * size)
 
     def uniform(low: float, high: float, *shape: int) -> np.ndarray:
         return rng.uniform(low, high, shape).astype(np.float32)
 
     def draw_images(n: int, inside: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-        """Return n pictures of one shape."""
+        """Return n images of one shape."""
         radius, turn = uniform(0.16, 0.3, n, 1, 1), uniform(0, 2 * np.pi, n, 1, 1)
         dx, dy = ((axis - uniform(0.35, 0.65, n, 1, 1)) / radius for axis in (x, y))
         shape = inside(np.cos(turn) * dx + np.sin(turn) * dy, np.cos(turn) * dy - np.sin(turn) * dx)
@@ -67,7 +67,7 @@ def draw_shapes(train: int = 4000, test: int = 1000, size: int = 32) -> Dataset:
             for points in (shape, np.clip(blend, 0, 1))
         )
         first, second = uniform(0, 255, n, 1, 1, 3), uniform(0, 255, n, 1, 1, 3)
-        front = 255 * ((first + second) / 2 < 127.5) + uniform(-60, 60, n, 1, 1, 3)  # stands out from both
+        front = 255 * ((first + second) / 2 < 127.5) + uniform(-60, 60, n, 1, 1, 3)  # contrasts with both
         images = covered * front + (1 - covered) * (first * blend + second * (1 - blend))
         return images + 12 * rng.standard_normal(images.shape, np.float32)
 
@@ -81,17 +81,18 @@ def draw_shapes(train: int = 4000, test: int = 1000, size: int = 32) -> Dataset:
 
 
 def draw_faces(identities: int = 24, per_identity: int = 8, size: int = 32) -> tuple[Split, tuple[str, ...]]:
-    """Draw cartoon faces. What makes a person stays: the head's shape, colours, hair, eyes, mouth; the pose, light
-    and look of each picture, and its noise, are random.
+    """Draw cartoon faces: each person has a fixed head shape, colours, hair, eyes and mouth; the rest is random.
+
+    The pose, light, gaze and noise vary between images.
 
     Returns:
         identities * per_identity images, person by person, labels in [0, identities), and the names of the people.
-    """  # noqa: D205
+    """
     rng = np.random.default_rng(2)
-    y, x = 2 * (np.mgrid[: 2 * size, : 2 * size] + 0.5) / (2 * size) - 1  # twice as fine, averaged at the end
+    y, x = 2 * (np.mgrid[: 2 * size, : 2 * size] + 0.5) / (2 * size) - 1  # twice the resolution, averaged at the end
 
     def draw_face(identity: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return a picture (size, size, 3) of a person."""
+        """Return an image (size, size, 3) of a person."""
         dx, dy, look, mood = rng.normal(0, (0.08, 0.08, 0.15, 0.03))
         u, v = (x - dx) / rng.uniform(0.8, 1.0), (y - dy) / rng.uniform(0.8, 1.0)
         wide, apart, eye, mouth, hair = identity["sizes"]
@@ -120,16 +121,16 @@ def draw_faces(identities: int = 24, per_identity: int = 8, size: int = 32) -> t
 
 
 SCENE_CLASSES = ("disc", "square", "triangle")
-MAX_SHAPES = 4  # shapes of a picture
+MAX_SHAPES = 4  # shapes per image
 
 
 def draw_scenes(train: int = 256, test: int = 64, size: int = 64) -> Dataset:
-    """Draw one to four shapes of random place, size and colour, none on another, on a background that blends."""
+    """Draw one to four shapes of random position, size and colour, without overlap, on a gradient."""
     rng = np.random.default_rng(2)
     y, x = np.mgrid[:size, :size].astype(np.float32) + 0.5
 
     def draw_scene() -> tuple[np.ndarray, np.ndarray]:
-        """Return a picture uint8 (size, size, 3) and its labels (MAX_SHAPES, 6)."""
+        """Return an image uint8 (size, size, 3) and its labels (MAX_SHAPES, 6)."""
         blend = (x + y)[..., None] / (2 * size)
         image = rng.uniform(60, 120, 3) * blend + rng.uniform(60, 120, 3) * (1 - blend)
         taken, labels = np.zeros((size, size), bool), np.zeros((MAX_SHAPES, COLUMNS), np.float32)
@@ -155,17 +156,17 @@ def draw_scenes(train: int = 256, test: int = 64, size: int = 64) -> Dataset:
 
 @register_dataset("gratings")
 def load_gratings(options: DatasetOptions) -> Dataset:
-    """Drawn stripes, whose class is their direction."""
+    """Synthetic stripes, whose class is their direction."""
     return draw_gratings()
 
 
 @register_dataset("shapes")
 def load_shapes(options: DatasetOptions) -> Dataset:
-    """Drawn shapes, whose class is their outline."""
+    """Synthetic shapes, whose class is their outline."""
     return draw_shapes()
 
 
 @register_dataset("scenes", inputs="boxes")
 def load_scenes(options: DatasetOptions) -> Dataset:
-    """Drawn shapes, several in an image of ``input.size`` pixels, with boxes around them."""
+    """Synthetic shapes, several in an image of ``input.size`` pixels, with boxes around them."""
     return draw_scenes(size=options.size)

@@ -1,4 +1,4 @@
-"""Text data sets from files: TSV, CSV and JSON with labels, CoNLL columns of tagged words, plain lines."""
+"""Text data sets from files: TSV, CSV and JSON with labels, CoNLL columns of tagged words, and plain lines."""
 
 import codecs
 import math
@@ -22,10 +22,10 @@ _BOM_ENCODINGS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"
 def read_text(path: Path) -> str:
     """Return the text of a file in UTF-8, with or without a byte order mark, or in UTF-16 with one.
 
-    Line ends stay as they are. Other encodings are refused, not guessed: a wrong guess changes letters in silence.
+    Line ends are unchanged. Other encodings are refused rather than guessed, as a wrong guess silently changes letters.
 
     Raises:
-        UserError: the file cannot be read, or is in another encoding; the message names the line.
+        UserError: the file cannot be read, or has another encoding; the message gives the line.
     """
     try:
         data = path.read_bytes()
@@ -38,10 +38,10 @@ def read_text(path: Path) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}); "
-            f"convert it, if it is Latin-1 with: iconv -f LATIN1 -t UTF-8 {path.name}"
+            f"convert it (from Latin-1: iconv -f LATIN1 -t UTF-8 {path.name})"
         ) from error
     if "\0" in text:
-        raise UserError(f"{path} has NUL characters, so it is no text in UTF-8; store it as UTF-8")
+        raise UserError(f"{path} has NUL characters, so it is not UTF-8 text; save it as UTF-8")
     return text
 
 
@@ -52,18 +52,18 @@ ENDINGS = {
     "conll": ("conll", "conllu", "bio", "iob", "iob2", "txt", "", "tsv"),
     "lines": ("txt",),
 }
-# CoNLL-2002 and 2003 call their files eng.train, eng.testa (for choosing) and eng.testb (for testing).
+# CoNLL-2002 and 2003 name their files eng.train, eng.testa (validation) and eng.testb (test).
 CONLL_ENDINGS = {"train": "train", "testa": "validation", "testb": "test"}
-HIDDEN_LABELS = {"-1", "?", ""}  # labels that published test sets have in place of the right ones
+HIDDEN_LABELS = {"-1", "?", ""}  # placeholders for unpublished labels of test sets
 
 
 class Columns(NamedTuple):
-    """Where in a line things stand.
+    """Columns of text files.
 
     Attributes:
-        names: of the columns, for files that begin without them; empty where the first line has them.
-        text: names of the columns with the text, one or two.
-        label: name of the column with the label.
+        names: names of all columns, for files without a header; empty if the first line has them.
+        text: names of the one or two text columns.
+        label: name of the label column.
     """
 
     names: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ DEFAULT_COLUMNS = Columns()
 
 
 class Example(NamedTuple):
-    """A text (or two, or words), its label (or a tag for each word), and its line (or that of each word)."""
+    """A text (or two, or words), its label (or a tag per word), and its line (or that of each word)."""
 
     text: Any
     label: Any
@@ -86,33 +86,31 @@ def read_text_dataset(folder: Path, kind: str, columns: Columns = DEFAULT_COLUMN
     """Read the splits in a folder, or a single file, of which a fifth is then held out for testing.
 
     Args:
-        folder: with a file for each split, named as ``SPLIT_NAMES`` says: ``train.csv``, ``dev.csv``, ``test.csv``;
+        folder: a folder with one file per split, named as in ``SPLIT_NAMES``: ``train.csv``, ``dev.csv``, ``test.csv``;
             for "conll" also ``eng.train``, ``eng.testa``, ``eng.testb``. Or a file.
-        kind: "tsv" (quotes are text, unless the whole file is quoted as pandas quotes it), "csv" (comma, semicolon or
-            tab, whichever gives the columns), "jsonl" (an object a line, or an array of objects), "conll" (a word a
-            line, its tag the last of the columns, an empty line behind each sentence; see ``conll.py``) or
-            "lines" (a text a line, no labels).
-        columns: of the first four; "conll" needs them for the unusual only.
-        share: that is held out if there is no test split, see ``dataset.hold_out``; without any, one class will do.
+        kind: "tsv" (quotes are text, unless the whole file is quoted as by pandas), "csv" (comma, semicolon or tab,
+            whichever gives the columns), "jsonl" (one object per line, or an array of objects), "conll" (one word per
+            line, its tag in the last column, an empty line after each sentence; see ``conll.py``) or "lines" (one text
+            per line, no labels).
+        columns: columns for the first four kinds; "conll" needs them only for unusual files.
+        share: share to hold out without a test split, see ``dataset.hold_out``; with "", a single class is allowed.
 
     Returns:
-        A source whose ``images`` are texts: an object array (N,) of str, of pairs of str, or of lists of words. Its
-        labels are int32 (N,), or for "conll" an object array (N,) of int32 arrays, a tag for each word. Classes are
-        in the order of their names, or of their values if all are numbers, the tag "O" first.
+        A data set whose inputs are texts: an object array (N,) of str, of pairs of str, or of lists of words. Its
+        labels are int32 (N,), or for "conll" an object array (N,) of int32 arrays, one tag per word. Classes are
+        sorted by name, or by value if all are numbers, with the tag "O" first.
 
     Raises:
-        UserError: names the file and the lines: absent, empty, in another encoding, too few columns, no such column,
-            an empty text or label, a value that is neither a text nor a number, or a label that the training split
-            does not have.
+        UserError: the file is missing, empty or in another encoding, has too few columns, not the named ones, an empty
+            text or label, a value that is neither text nor number, or a label that is not in train; it gives the file
+            and the lines.
     """
     folder = Path(folder).expanduser()
     files = _find_files(folder, kind)
     examples_by_split = {split: read_examples(file, kind, columns) for split, file in files.items()}
     labels = _make_label_map(files, examples_by_split, kind)
     if share and not labels.names[1:] and kind != "lines":
-        raise UserError(
-            f"{files['train']} has a single label, {labels.names[0]!r}; check which column holds the labels"
-        )
+        raise UserError(f"{files['train']}: all labels are {labels.names[0]!r}; check config.data.label")
     splits = {split: _make_split(examples, labels, kind, files[split]) for split, examples in examples_by_split.items()}
     name, classes = folder.resolve().stem, labels.names
     if "test" in splits:
@@ -125,15 +123,15 @@ def read_text_dataset(folder: Path, kind: str, columns: Columns = DEFAULT_COLUMN
 
 
 def read_unlabelled(file: Path, kind: str, columns: Columns) -> list[Example | UserError]:
-    """Read the texts of one file without labels; a damaged line has its error in its place.
+    """Read the texts of one file without labels; an invalid line is replaced by its error.
 
     Args:
-        file: to be read.
+        file: path of the file.
         kind: see ``read_text_dataset``.
         columns: see ``read_text_dataset``.
 
     Raises:
-        UserError: the file cannot be read, is empty, or has no such columns.
+        UserError: the file cannot be read, is empty, or lacks the columns.
     """
     if kind == "conll":
         return _read_tagged(file, columns, labelled=False)
@@ -143,7 +141,7 @@ def read_unlabelled(file: Path, kind: str, columns: Columns) -> list[Example | U
     rows = _read_rows(file, read_text(file), kind, columns, False, errors)
     damaged = errors.by_line()
     for line, row in rows:
-        own = LineErrors(file, keep=True)  # of one row: a whole array of JSON may stand in one line
+        own = LineErrors(file, keep=True)  # per row, as a JSON array may be a single line
         example = _make_example(line, row, columns, False, own)
         found.append(damaged.get(line) or own.by_line().get(line) or example)
     return found
@@ -153,7 +151,7 @@ def read_examples(file: Path, kind: str, columns: Columns) -> list[Example]:
     """Read the labelled examples of one file, or the lines of one without labels.
 
     Args:
-        file: to be read.
+        file: path of the file.
         kind: see ``read_text_dataset``.
         columns: see ``read_text_dataset``.
     """
@@ -161,7 +159,7 @@ def read_examples(file: Path, kind: str, columns: Columns) -> list[Example]:
         return [example for example in _read_tagged(file, columns, True) if isinstance(example, Example)]
     text, errors = read_text(file), LineErrors(file)
     if not text.strip():
-        raise UserError(f"{file} is empty; fill it, or take it away")
+        raise UserError(f"{file}: empty; add examples, or remove the file")
     if kind == "lines":
         lines = enumerate(split_lines(text), start=1)
         return [Example(line.strip(), "", i) for i, line in lines if line.strip()]
@@ -172,10 +170,10 @@ def read_examples(file: Path, kind: str, columns: Columns) -> list[Example]:
 
 
 def _read_tagged(file: Path, columns: Columns, labelled: bool) -> list[Example | UserError]:
-    """Read the sentences of a CoNLL file; without labels, a damaged one has its error in its place."""
+    """Read the sentences of a CoNLL file; without labels, an invalid one is replaced by its error."""
     text = read_text(file)
     if not text.strip():
-        raise UserError(f"{file} is empty; fill it, or take it away")
+        raise UserError(f"{file}: empty; add sentences, or remove the file")
     word = columns.text[0] if columns.names else ""
     return [
         row if isinstance(row, UserError) else Example(row.words, tuple(map(clean_label, row.tags)), row.lines)
@@ -186,26 +184,26 @@ def _read_tagged(file: Path, columns: Columns, labelled: bool) -> list[Example |
 def _read_rows(
     file: Path, text: str, kind: str, columns: Columns, labelled: bool, errors: LineErrors
 ) -> Sequence[tuple[int, Mapping[str, Any]]]:
-    """Return the rows of a table or of JSON, with the lines where they begin."""
+    """Return the rows of a table or of JSON, with their line numbers."""
     if kind == "jsonl":
         rows = read_objects(errors, text, columns.text)
     else:
         rows = read_table(errors, text, kind, columns.names, columns.text, columns.label)
     if not rows:
-        raise UserError(f"{file} is empty; fill it, or take it away")
+        raise UserError(f"{file}: empty; add examples, or remove the file")
     _check_columns(file, rows, columns, labelled)
     return rows
 
 
 def _find_files(folder: Path, kind: str) -> dict[str, Path]:
-    """Return the file of each split, or the single one as "train"."""
+    """Return the file of each split, or a single file as "train"."""
     if folder.is_file():
         return {"train": folder}
     if not folder.is_dir():
         raise UserError(f"no folder or file {folder}; check config.data.dir")
     paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not is_ignored(path.name)]
     names: dict[str, Path] = {}
-    for ending in (*ENDINGS[kind], *(CONLL_ENDINGS if kind == "conll" else ())):  # the first ending of a split counts
+    for ending in (*ENDINGS[kind], *(CONLL_ENDINGS if kind == "conll" else ())):  # the first suffix takes precedence
         known = set(names)
         for path in paths:
             split = _split_name(path, kind) if path.suffix.lower().removeprefix(".") == ending else ""
@@ -213,7 +211,7 @@ def _find_files(folder: Path, kind: str) -> dict[str, Path]:
                 continue
             if split in names:
                 both = f"{names[split].name} and {path.name}"
-                raise UserError(f"{folder}: both {both} name the {split} split; rename or merge one of them")
+                raise UserError(f"{folder}: {both} are both of the {split} split; rename or merge one of them")
             names[split] = path
     if "train" not in names:
         file_names = [path.name for path in paths]
@@ -221,14 +219,14 @@ def _find_files(folder: Path, kind: str) -> dict[str, Path]:
         other = " or eng.train, eng.testa, eng.testb" if kind == "conll" else ""
         endings = ", ".join(f".{ending}" if ending else "none" for ending in ENDINGS[kind])
         raise UserError(
-            f"{folder} has no train.{ENDINGS[kind][0]}{more}; files are called train, test and dev{other}, with one of "
-            f"the endings {endings}; rename them, or pass a single file"
+            f"{folder} has no train.{ENDINGS[kind][0]}{more}; name the files train, test and dev{other} with one of "
+            f"the suffixes {endings}, or pass a single file"
         )
     return {split: names[split] for split in dataset.SPLIT_NAMES if split in names}
 
 
 def _split_name(path: Path, kind: str) -> str:
-    """Return the split that a file name stands for, or nothing."""
+    """Return the split of a file name, or ""."""
     ending = path.suffix.lower().removeprefix(".")
     if kind == "conll" and ending in CONLL_ENDINGS:
         return CONLL_ENDINGS[ending]
@@ -236,7 +234,7 @@ def _split_name(path: Path, kind: str) -> str:
 
 
 def _check_columns(file: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], columns: Columns, labelled: bool) -> None:
-    """Refuse a file that lacks a column in all of its rows."""
+    """Refuse a file in which a column is missing from all rows."""
     line, row = rows[0]
     for name in (*columns.text, *((columns.label,) if labelled else ())):
         if any(name in row for _, row in rows):
@@ -245,12 +243,12 @@ def _check_columns(file: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], co
             known = dataset.parse_split(file.stem)
             if known in ("test", "validation"):
                 raise UserError(
-                    f"{file}: no column {name!r}, so nothing can be measured on it; move it out of the folder, and "
-                    f"predict from {file.name}"
+                    f"{file}: no column {name!r}, so it cannot be evaluated; move it out of the folder, and predict "
+                    f"from {file.name}"
                 )
         raise UserError(
-            f"{file}:{line}: no column {name!r} (there are {', '.join(map(str, row)) or 'none'}); "
-            "set config.data.text, data.label or, for files that begin without names, data.columns"
+            f"{file}:{line}: no column {name!r} (columns: {', '.join(map(str, row)) or 'none'}); set config.data.text, "
+            "data.label or, for files without a header, data.columns"
         )
 
 
@@ -262,22 +260,22 @@ def _make_example(
         value = row.get(name)
         problem = _value_problem(value) or ("" if str(value).strip() else "is empty")
         if problem:
-            line_errors.add(line, f"the text in {name!r} {problem}", "write it, or take the line away")
+            line_errors.add(line, f"the text in {name!r} {problem}", "fill it in, or remove the line")
         texts.append(str(value))
     label = row.get(columns.label, "") if labelled else ""
     if labelled:
         problem = _value_problem(label)
         if problem:
             line_errors.add(
-                line, f"the label in {columns.label!r} {problem}", "write a name or a number, or take it away"
+                line, f"the label in {columns.label!r} {problem}", "write a name or a number, or remove the line"
             )
         elif not str(label).strip():
-            line_errors.add(line, f"no label in the column {columns.label!r}", "write it, or take the line away")
+            line_errors.add(line, f"no label in the column {columns.label!r}", "fill it in, or remove the line")
     return Example(texts[0] if len(texts) == 1 else tuple(texts), str(label).strip(), line)
 
 
 def _value_problem(value: Any) -> str:
-    """Return why a value of JSON is neither a text nor a number, or nothing."""
+    """Return why a JSON value is neither text nor a number, or ""."""
     if value is None:
         return "is null"
     if isinstance(value, bool):
@@ -306,9 +304,9 @@ def _make_label_map(
 
 
 def _known_kind_tags(tags: Iterable[str], train_tags: set[str]) -> set[str]:
-    """Return those of ``tags`` that belong to entities of a kind that is among the tags seen in training.
+    """Return the ``tags`` of entities whose kind is among the training tags.
 
-    They are read, since only the length or position of such an entity is new: I-LOC where training has B-LOC alone.
+    Only the length or position of such an entity is new: I-LOC if training has only B-LOC.
     """
     scheme = find_scheme(sorted(train_tags))
     kinds = (
@@ -323,20 +321,20 @@ def _known_kind_tags(tags: Iterable[str], train_tags: set[str]) -> set[str]:
 
 
 def _check_tags(file: Path, train: Sequence[Example], train_tags: set[str]) -> None:
-    """Refuse a tag without a prefix among such that have one: entities would silently be counted as words."""
+    """Refuse a tag without a prefix among prefixed ones: its entities would silently be counted as words."""
     prefixed_tags = sorted(tag for tag in train_tags if has_prefix(tag))
     if not prefixed_tags or find_scheme(sorted(train_tags)).name not in ("", "IO"):
         return
     if not any(tag[0].upper() in "BI" for tag in prefixed_tags):
-        return  # parts of speech that look like it
+        return  # parts of speech with such names
     line_errors = LineErrors(file)
     for example in train:
         for line, tag in zip(example.line, example.label, strict=True):
             if tag.upper() != OUTSIDE and tag not in prefixed_tags:
-                line_errors.add(line, f"tag {tag!r} among tags such as {prefixed_tags[0]}", "mend it")
+                line_errors.add(line, f"tag {tag!r} among tags such as {prefixed_tags[0]}", "correct it")
     if not line_errors.lines:
         letters = ", ".join(sorted({tag[0] for tag in prefixed_tags}))
-        raise UserError(f"{file}: the prefixes of the tags ({letters}) belong to no known scheme; use BIO, for example")
+        raise UserError(f"{file}: the prefixes of the tags ({letters}) are of no known scheme; use BIO, for example")
     line_errors.raise_if_any()
 
 
@@ -345,16 +343,16 @@ def _make_split(examples: Sequence[Example], labels: LabelMap, kind: str, file: 
     tagged, line_errors = kind == "conll", LineErrors(file)
     numbers = np.empty(len(examples), object if tagged else np.int32)
     known = ", ".join(labels.names[:8])
-    action = f"mend it, or add it to the training split (there: {known})"
+    action = f"correct it, or add it to the training split (which has {known})"
     if all(example.label in HIDDEN_LABELS for example in examples) and kind not in ("conll", "lines"):
-        action = f"if it stands for hidden labels, take {file.name} away and predict from it"
+        action = f"if it is a placeholder, move {file.name} out of the folder, and predict from it"
     for i, example in enumerate(examples):
         texts[i] = example.text
         tags, lines = (example.label, example.line) if tagged else ((example.label,), (example.line,))
         indices = [labels.index(tag) for tag in tags]
         for index, tag, line in zip(indices, tags, lines, strict=True):
             if index is None:
-                line_errors.add(line, f"label {tag!r} is never seen in training", action)
+                line_errors.add(line, f"label {tag!r} is not in the training split", action)
         if None not in indices:
             numbers[i] = np.asarray(indices, np.int32) if tagged else indices[0]
     line_errors.raise_if_any()

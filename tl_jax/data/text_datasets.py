@@ -1,11 +1,11 @@
-"""Text data sets by name: files, TFDS, and the docstrings of installed libraries, which need no files.
+"""Text data sets by name: from files, TFDS, and the docstrings of installed libraries, which need no files.
 
-name           text                                          label                          from
-"docs"         first paragraph of a docstring                subpackage it stands in        SciPy
-"docs_names"   sentences, as words                           what was set as code: CODE     SciPy
-"docs_corpus"  paragraphs                                    none: for guessing words       ``CORPUS_PACKAGES``
+name           text                                          label                          source
+"docs"         first paragraph of a docstring                its subpackage                 SciPy
+"docs_names"   sentences, as words                           whether words are code: CODE   SciPy
+"docs_corpus"  paragraphs                                    none, for masked LM            ``CORPUS_PACKAGES``
 
-The docstrings change a little with the versions of these libraries; nothing of them is copied into this one.
+The docstrings vary slightly with the versions of these libraries; none is copied into tl_jax.
 """
 
 import ast
@@ -40,20 +40,20 @@ CORPUS_PACKAGES = (
     "numpy", "sklearn", "jax", "flax", "optax", "matplotlib", "h5py", "PIL", "orbax", "absl", "asyncio", "email",
 )  # fmt: skip
 MIN_WORDS, MAX_WORDS = 4, 120
-MIN_EXAMPLES = 80  # of a class
-SPLIT_PERCENT = {"test": 20, "validation": 10}  # of a hundred; the rest is for training
+MIN_EXAMPLES = 80  # per class
+SPLIT_PERCENT = {"test": 20, "validation": 10}  # the others are for training
 CORPUS_PERCENT = {"test": 3, "validation": 3}
 LAYOUT = "train.* in it"  # of a folder with texts
-COLUMN_FIELDS = ("columns", "label", "text")  # of the configuration, that say where texts and labels stand
+COLUMN_FIELDS = ("columns", "label", "text")  # fields of the columns
 _CODE = re.compile(r"``(.+?)``|`([^`<]+)`")
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 @functools.cache
 def load_docstrings(name: str) -> Dataset:
-    """Return one of the sets by name, as ``text.read_text_dataset`` gives it.
+    """Return a data set of docstrings by name, as ``text.read_text_dataset`` does.
 
-    What it takes some seconds to find in the libraries' files is kept in the cache folder for as long as they stay.
+    Extracting it takes some seconds; the result is cached until the versions of the libraries change.
     """
     make_rows = {"docs": make_docs, "docs_names": make_docs_names, "docs_corpus": make_docs_corpus}[name]
     stamps = [
@@ -63,10 +63,10 @@ def load_docstrings(name: str) -> Dataset:
     ]
     key = hashlib.sha256(repr((code_digest("data"), stamps)).encode()).hexdigest()[:16]
     file = cache_dir() / "data" / f"{name}-{key}.json"
-    with contextlib.suppress(UserError, ValueError, TypeError, LookupError):  # not there, or damaged: made anew
+    with contextlib.suppress(UserError, ValueError, TypeError, LookupError):  # missing or damaged: extract again
         return _make_dataset(name, *read_json(file)["rows"])
     rows = make_rows()
-    with contextlib.suppress(OSError):  # without it the next run takes as long
+    with contextlib.suppress(OSError):  # optional
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(json.dumps(add_checksum({"rows": rows})))
@@ -75,7 +75,7 @@ def load_docstrings(name: str) -> Dataset:
 
 
 def make_docs() -> Rows:
-    """Return first paragraphs of SciPy's docstrings, labelled with their subpackage."""
+    """Return first paragraphs of SciPy's docstrings, labelled by subpackage."""
     package_of: dict[str, str] = {}
     for module, docstring in docstrings(TARGET_PACKAGE):
         paragraph = strip_markup(paragraphs(docstring)[0])
@@ -89,7 +89,7 @@ def make_docs() -> Rows:
 
 
 def make_docs_names() -> Rows:
-    """Return sentences of SciPy's docstrings as words, each tagged whether it was set as code."""
+    """Return sentences of SciPy's docstrings as words, tagged by whether they are marked up as code."""
     classes = (OUTSIDE, "B-CODE", "I-CODE")
     sentences: dict[str, tuple[list[str], list[int]]] = {}
     for _, docstring in docstrings(TARGET_PACKAGE):
@@ -101,7 +101,7 @@ def make_docs_names() -> Rows:
 
 
 def make_docs_corpus() -> Rows:
-    """Return paragraphs of the docstrings of ``CORPUS_PACKAGES``, without a label."""
+    """Return unlabelled paragraphs of the docstrings of ``CORPUS_PACKAGES``."""
     texts: dict[str, None] = {}
     for package in CORPUS_PACKAGES:
         for _, docstring in docstrings(package):
@@ -115,7 +115,7 @@ def make_docs_corpus() -> Rows:
 
 @functools.cache
 def docstrings(package: str) -> tuple[tuple[str, str], ...]:
-    """Return (dotted module, docstring) of all that a package defines; the files are parsed, nothing is imported."""
+    """Return (dotted module, docstring) of every definition in a package; files are parsed, not imported."""
     entries = []
     for root in _package_folders(package):
         for file in sorted(root.rglob("*.py")):
@@ -129,7 +129,7 @@ def _package_folders(package: str) -> list[Path]:
     spec = importlib.util.find_spec(package)
     roots = list(spec.submodule_search_locations or ()) if spec else []
     if not roots:
-        raise UserError(f"{package} is not installed, which these texts are taken from; pip install {package}")
+        raise UserError(f"{package}, the source of these texts, is not installed; pip install {package}")
     return list(map(Path, roots))
 
 
@@ -141,7 +141,7 @@ def _docstrings(file: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             text = ast.get_docstring(node)
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "add_newdoc":  # of what is written in C
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "add_newdoc":  # docstrings of C code
             text = next((a.value for a in node.args if isinstance(a, ast.Constant) and "\n" in str(a.value)), None)
             text = inspect.cleandoc(text) if isinstance(text, str) else None
         else:
@@ -151,7 +151,7 @@ def _docstrings(file: Path) -> Iterator[str]:
 
 
 def paragraphs(text: str) -> list[str]:
-    """Return the paragraphs of prose in a docstring, each in one line; examples, headings and lists are left out."""
+    """Return the prose paragraphs of a docstring, one line each, without examples, headings and lists."""
     prose = []
     for block in re.split(r"\n\s*\n", text):
         lines = [line.strip() for line in block.splitlines() if line.strip()]
@@ -161,12 +161,12 @@ def paragraphs(text: str) -> list[str]:
 
 
 def strip_markup(text: str) -> str:
-    """Return a text without its marks of markup."""
+    """Return a text without markup."""
     return " ".join(re.sub(r":\w+:`", "`", text).replace("`", "").replace("*", "").split())
 
 
 def tag_code(text: str) -> tuple[list[str], list[int]]:
-    """Return words and their tags: 1 where something that was set as code begins, 2 where it goes on, 0 elsewhere."""
+    """Return words and their tags: 1 where code begins, 2 where it continues, 0 elsewhere."""
     text = re.sub(r":\w+:`", "`", text)
     words: list[str] = []
     tags: list[int] = []
@@ -181,12 +181,12 @@ def tag_code(text: str) -> tuple[list[str], list[int]]:
 
 
 def has_usual_length(text: str) -> bool:
-    """Return whether a text has enough words, and not too many."""
+    """Return whether the number of words is within the limits."""
     return MIN_WORDS <= len(text.split()) <= MAX_WORDS
 
 
 def _make_dataset(name: str, texts: Sequence[Any], labels: Sequence[Any], classes: Sequence[str]) -> Dataset:
-    """Order and cut by a hash of each text, so that a text is on the same side whatever else there is."""
+    """Sort and split texts by a hash of each, so that the split of a text does not depend on other texts."""
     hashes = [int(hashlib.sha256(repr(text).encode()).hexdigest()[:16], 16) for text in texts]
     order = np.argsort(np.asarray(hashes, np.uint64))
     images = np.empty(len(texts), object)
@@ -206,49 +206,49 @@ def _make_dataset(name: str, texts: Sequence[Any], labels: Sequence[Any], classe
 
 @register_dataset("docs", "docs_names", "docs_corpus", inputs="texts")
 def load_installed(options: DatasetOptions) -> Dataset:
-    """Docstrings of installed libraries: with their subpackage, with what is set as code, or without labels."""
+    """Docstrings of installed libraries: with their subpackage, with tags of code, or without labels."""
     return load_docstrings(options.name)
 
 
 @register_dataset("conll", "csv", "jsonl", "tsv", inputs="texts", fields=COLUMN_FIELDS, layout=LAYOUT)
 @register_dataset("lines", inputs="texts", layout=LAYOUT)
 def load_files(options: DatasetOptions) -> Dataset:
-    """Texts in a file for each split, in the format that the name says."""
+    """Texts in one file per split, in the format of the name."""
     return text.read_text_dataset(Path(options.folder), options.name, options.columns, options.share)
 
 
-@register_fallback("texts", fields=("dir", *COLUMN_FIELDS))  # its features are the columns
+@register_fallback("texts", fields=("dir", *COLUMN_FIELDS))  # features are columns
 def load_prepared(options: DatasetOptions) -> Dataset:
-    """A prepared text set of TFDS, whose name nobody has registered."""
+    """A prepared TFDS data set of texts with any other name."""
     return read_tfds(options.name, options.folder, options.columns)
 
 
 def load(name: str, data_dir: str = "", columns: Columns = text.DEFAULT_COLUMNS) -> Dataset:
-    """Load a text set by name.
+    """Load a text data set by name.
 
     Args:
-        name: of a registered data set, see ``registry.register_dataset``: "docs", "docs_names" or "docs_corpus" (see
-            ``load_docstrings``; no files needed), "tsv", "csv", "jsonl", "conll" or "lines" (files under ``data_dir``,
-            see ``text.read_text_dataset``), ...; or of any TFDS set with text features and a class label, such as
-            "ag_news_subset".
-        data_dir: folder or file with the texts, or TFDS folder; empty for TFDS' own default.
-        columns: where text and label stand; in TFDS, the names of its features.
+        name: name of a registered data set, see ``registry.register_dataset``: "docs", "docs_names" or "docs_corpus"
+            (see ``load_docstrings``; no files needed), "tsv", "csv", "jsonl", "conll" or "lines" (files in
+            ``data_dir``, see ``text.read_text_dataset``), ...; or of any TFDS data set with text features and a class
+            label, such as "ag_news_subset".
+        data_dir: folder or file of the texts, or TFDS folder; empty for TFDS' default.
+        columns: columns of text and label; for TFDS, the names of features.
 
     Raises:
-        UserError: the set is absent, or its files cannot be read; the message names file and line.
+        UserError: the data set is missing, or its files cannot be read; it gives the file and line.
     """
     return registry.read_dataset("texts", DatasetOptions(name, data_dir, columns=columns))
 
 
 def read_tfds(name: str, data_dir: str, columns: Columns) -> Dataset:
-    """Read a prepared TFDS set of texts; parts that were published without labels are left out."""
+    """Read a prepared TFDS data set of texts, without splits that were published without labels."""
     builder = tfds.open_prepared(name, data_dir, "texts")
     features = builder.info.features
     missing = [feature for feature in (*columns.text, columns.label) if feature not in features]
     if missing or not hasattr(features[columns.label], "names"):
         raise UserError(
-            f"data set {name!r} has {', '.join(features)}; set config.data.text to its texts and config.data.label to "
-            "its class label"
+            f"data set {name!r} has the features {', '.join(features)}; set config.data.text to its texts and "
+            "config.data.label to its class label"
         )
     names = tfds.builder_splits(builder, name)
     title, classes = f"{name}:{builder.info.version}", tfds_files.class_names(builder, columns.label)
@@ -257,7 +257,7 @@ def read_tfds(name: str, data_dir: str, columns: Columns) -> Dataset:
     for split, count in num_unlabelled.items():
         if count and (split == "train" or count < len(splits[split].labels)):
             problem = f"{count:,} of {len(splits[split].labels):,} {names[split]} examples have no label"
-            raise UserError(f"data set {name!r}: {problem}; choose another set, or label them")
+            raise UserError(f"data set {name!r}: {problem}; choose another data set, or label them")
     train = splits.pop("train")
     labelled = [split for split in ("test", "validation") if split in splits and not num_unlabelled[split]]
     if not labelled:
@@ -284,5 +284,5 @@ def _decode_text(record: tfds_files.Record, name: str) -> str:
         return text.decode()
     except UnicodeDecodeError:
         raise UserError(
-            f"{record.where}: the feature {name!r} holds {text[:40]!r}, which is not UTF-8; prepare the data set again"
+            f"{record.where}: the feature {name!r} is not UTF-8 ({text[:40]!r}); prepare the data set again"
         ) from None

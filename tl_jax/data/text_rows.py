@@ -1,6 +1,6 @@
-"""Rows of tables and of JSON files: TSV, CSV and JSON, with the line where each row begins.
+"""Read rows of tables and JSON files: TSV, CSV and JSON, with the line where each row begins.
 
-Messages about damaged lines are gathered, so that one run names all of them.
+Errors are collected, so that one message reports all invalid lines.
 """
 
 import csv
@@ -14,26 +14,26 @@ from typing import Any
 from tl_jax.data.labels import is_number
 from tl_jax.utils.errors import UserError
 
-Cells = list[tuple[int, list[str]]]  # line, its cells
-Rows = list[tuple[int, dict[str, Any]]]  # line, column -> value
+Cells = list[tuple[int, list[str]]]  # line number, cells
+Rows = list[tuple[int, dict[str, Any]]]  # line number, column -> value
 _DELIMITERS = {"tsv": "\t", "csv": ","}
-_BLANKS = re.compile(r"[ \t\n\r]*")  # of JSON
+_BLANKS = re.compile(r"[ \t\n\r]*")  # JSON whitespace
 _OTHER_DELIMITERS = (",", ";", "\t")
-JSON_ERRORS = (ValueError, RecursionError)  # what JSON raises that is none, or is nested too deeply
-MAX_CELL = 2**31 - 1  # letters of a cell that the csv module takes
-LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment")  # as headers call the column of labels
-LINES_SHOWN = 5  # damaged lines in a message
+JSON_ERRORS = (ValueError, RecursionError)  # raised for invalid or too deeply nested JSON
+MAX_CELL = 2**31 - 1  # characters, the limit of the csv module
+LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment")  # usual headers of the label column
+LINES_SHOWN = 5  # invalid lines in a message
 
 
 class LineErrors:
-    """What is wrong with the lines of one file.
+    """Errors of the lines in one file.
 
-    ``add`` notes a line, ``raise_if_any`` raises one UserError for all of them, if there are any.
+    ``add`` records an error, ``raise_if_any`` raises one UserError for all of them.
 
     Attributes:
-        file: that they are in.
-        keep: whether damaged lines are wanted beside the others, so that nothing is raised; ``by_line`` has them.
-        lines: of each damaged one the number, what is wrong, and what to do about it.
+        file: path of the file.
+        keep: whether to keep the errors in ``by_line`` instead of raising them.
+        lines: line number, problem and action of each error.
     """
 
     def __init__(self, file: Path, keep: bool = False):
@@ -41,15 +41,15 @@ class LineErrors:
         self.lines: list[tuple[int, str, str]] = []
 
     def by_line(self) -> dict[int, UserError]:
-        """Return the error of each damaged line; what was noted first counts."""
+        """Return line number -> error, the first of each line."""
         return {line: UserError(f"{self.file}:{line}: {problem}; {what}") for line, problem, what in self.lines[::-1]}
 
     def add(self, line: int, problem: str, action: str) -> None:
-        """Note what is wrong with a line, and what to do about it."""
+        """Record the problem of a line, and the action to fix it."""
         self.lines.append((line, problem, action))
 
     def raise_if_any(self) -> None:
-        """Raise a UserError that names the first lines and the number of all, if there are any."""
+        """Raise a UserError with the first errors and their number, if there are any."""
         if self.keep or not self.lines:
             return
         line, problem, action = self.lines[0]
@@ -57,7 +57,7 @@ class LineErrors:
         if len(self.lines) > 1:
             others = "; ".join(f"line {line}: {problem}" for line, problem, _ in self.lines[1:LINES_SHOWN])
             dots = ", ..." if len(self.lines) > LINES_SHOWN else ""
-            more = f" ({len(self.lines):,} damaged lines in all; also {others}{dots})"
+            more = f" ({len(self.lines):,} invalid lines; also {others}{dots})"
         raise UserError(f"{self.file}:{line}: {problem}; {action}{more}")
 
 
@@ -67,17 +67,16 @@ def read_table(
     """Read the rows of a TSV or CSV file.
 
     Args:
-        errors: of the file; it says whether damaged lines are kept.
-        text: of the file.
-        kind: "tsv" or "csv". Another delimiter (comma, semicolon or tab) is taken if the needed columns are found with
-            it and not with the usual one.
-        names: of the columns; empty if the first line has them. If all rows have one column fewer, there are no labels.
-            If the first line names the text's columns all the same, as a file to predict may, it counts.
-        needed: names of the columns with the text.
-        label: name of the column with the label.
+        errors: collects the errors of the file.
+        text: content of the file.
+        kind: "tsv" or "csv". Another delimiter (comma, semicolon or tab) is used if only it gives the needed columns.
+        names: names of the columns; empty if the first line has them. If all rows have one column fewer, there are no
+            labels. If the first line names the text columns nevertheless, it is used as the header.
+        needed: names of the text columns.
+        label: name of the label column.
 
     Raises:
-        UserError: damaged quotes, rows of another length, two columns of one name; the message names the lines.
+        UserError: unbalanced quotes, rows of another length, or two columns of one name; it gives the lines.
     """
     csv.field_size_limit(MAX_CELL)
     lines = split_lines(text)
@@ -88,14 +87,14 @@ def read_table(
         names, rows = [name.strip() for name in rows[0][1]], rows[1:]
         duplicate = next((name for i, name in enumerate(names) if name and name in names[:i]), None)
         if duplicate:
-            raise UserError(f"{errors.file}: two columns are called {duplicate!r}; rename one of them")
+            raise UserError(f"{errors.file}: two columns are named {duplicate!r}; rename one of them")
     elif rows and {len(row) for _, row in rows} == {len(names) - 1}:
         names = [name for name in names if name != label]
     elif label in names and _is_other_header([row for _, row in rows], list(names).index(label)):
         missing = next(name for name in needed if name not in rows[0][1])
         raise UserError(
-            f"{errors.file}: its first line ({', '.join(rows[0][1])}) is a header without the column {missing!r}; set "
-            "config.data.text and config.data.label to names that it has"
+            f"{errors.file}: the header ({', '.join(rows[0][1])}) has no column {missing!r}; set config.data.text and "
+            "config.data.label to names in it"
         )
     return _named_rows(errors, rows, names)
 
@@ -106,7 +105,7 @@ def _is_header(cells: Sequence[str], needed: Sequence[str]) -> bool:
 
 
 def _is_other_header(rows: Sequence[Sequence[str]], label: int) -> bool:
-    """Whether the first of the rows names columns, by its cell of the label, which no other row has."""
+    """Return whether the first row is a header, by its label cell, which no other row has."""
     cells = [row[label].strip().lower() for row in rows if len(row) > label]
     return len(cells) > 1 and cells[0] in LABEL_NAMES and cells[0] not in cells[1:]
 
@@ -114,23 +113,23 @@ def _is_other_header(rows: Sequence[Sequence[str]], label: int) -> bool:
 def _named_rows(errors: LineErrors, rows: Cells, names: Sequence[str]) -> Rows:
     named_rows = []
     for line, row in rows:
-        if len(row) < len(names) or any(cell.strip() for cell in row[len(names) :]):  # an unquoted comma, say
-            errors.add(line, f"{len(row)} columns, not {len(names)} ({', '.join(names)})", "mend the line")
+        if len(row) < len(names) or any(cell.strip() for cell in row[len(names) :]):  # perhaps an unquoted comma
+            errors.add(line, f"{len(row)} columns, not {len(names)} ({', '.join(names)})", "correct the line")
         named_rows.append((line, dict(zip(names, row, strict=False))))
     errors.raise_if_any()
     return named_rows
 
 
 def split_lines(text: str) -> list[str]:
-    """Return the lines of a text. Only line feeds, and carriage returns before or instead of them, end a line."""
+    """Split a text into lines at line feeds, and at carriage returns before or instead of them, only."""
     text = text.replace("\r\n", "\n")
     if "\n" not in text.rstrip("\r"):
-        text = text.replace("\r", "\n")  # as the first Macintoshes wrote it
-    return text.split("\n")  # others, such as U+2028, are text
+        text = text.replace("\r", "\n")  # classic Mac OS
+    return text.split("\n")  # U+2028 and others are text
 
 
 def _find_delimiter(lines: Sequence[str], kind: str, names: tuple[str, ...], needed: Sequence[str]) -> tuple[str, bool]:
-    """Return the delimiter, and whether blanks follow it in the first line."""
+    """Return the delimiter, and whether a blank follows it in the first line."""
     default = _DELIMITERS[kind]
     head = next((line for line in lines if line.strip()), "")
     for delimiter in dict.fromkeys((default, *_OTHER_DELIMITERS)):
@@ -150,13 +149,13 @@ def _find_delimiter(lines: Sequence[str], kind: str, names: tuple[str, ...], nee
 def _quoted(errors: LineErrors, lines: Sequence[str], delimiter: str, spaced: bool = False) -> Cells:
     feed = (line + "\n" for line in lines)
     reader, rows, begin = csv.reader(feed, delimiter=delimiter, skipinitialspace=spaced, strict=True), [], 1
-    while True:  # quoted text may go over several lines
+    while True:  # quoted text may span lines
         try:
             row = next(reader, None)
         except csv.Error as error:
             if not errors.keep:
-                raise UserError(f"{errors.file}:{reader.line_num}: {error}; mend its quotes") from None
-            errors.add(begin, str(error), "mend its quotes")
+                raise UserError(f"{errors.file}:{reader.line_num}: {error}; correct the quotes") from None
+            errors.add(begin, str(error), "correct the quotes")
             row = [str(error)]
         if row is None:
             return rows
@@ -165,10 +164,10 @@ def _quoted(errors: LineErrors, lines: Sequence[str], delimiter: str, spaced: bo
 
 
 def tab_separated(lines: Sequence[str], kind: str) -> Cells:
-    """Return the cells of lines with tabs between them.
+    """Return the cells of lines separated by tabs.
 
-    In a TSV file quotes are text, unless all of the file is quoted as pandas and Excel do it: writing what was read
-    with quotes gives the same file again. In a CSV file they are quotes, as far as they are complete.
+    In a TSV file, quotes are text, unless the whole file is quoted as by pandas and Excel: writing the cells with
+    quotes reproduces the file. In a CSV file, balanced quotes are quotes.
     """
     if any('"' in line for line in lines):
         try:
@@ -197,15 +196,15 @@ def _is_quoted(lines: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
 
 
 def read_objects(errors: LineErrors, text: str, needed: Sequence[str]) -> Rows:
-    """Read the objects of a JSON file: one a line, or one array of them, by itself or as the only list of an object.
+    """Read the objects of a JSON file: one per line, or one array of them, alone or as the only list of an object.
 
     Args:
-        errors: of the file; it says whether damaged lines are kept.
-        text: of the file.
-        needed: names of the columns with the text; an object that has one of them is a row, whatever else it holds.
+        errors: collects the errors of the file.
+        text: content of the file.
+        needed: names of the text columns; an object with one of them is a row, whatever else it has.
 
     Raises:
-        UserError: something else; the message names the lines.
+        UserError: other content; it gives the lines.
     """
     array = _read_array(text, needed)
     if array is not None:
@@ -219,13 +218,13 @@ def read_objects(errors: LineErrors, text: str, needed: Sequence[str]) -> Rows:
         except JSON_ERRORS as error:
             if not rows and i == 1 and _is_one_value(text):
                 raise UserError(
-                    f"{errors.file}: one JSON value, but no list of objects; write one object a line "
+                    f"{errors.file}: one JSON value without a list of objects; write one object per line "
                     "(pandas: orient='records', lines=True)"
                 ) from None
-            errors.add(i, f"not JSON ({error})", "write one object a line")
+            errors.add(i, f"not JSON ({error})", "write one object per line")
             value = {}
         if not isinstance(value, dict):
-            errors.add(i, f"{type(value).__name__}, not an object", "write one object a line")
+            errors.add(i, f"{type(value).__name__}, not an object", "write one object per line")
             value = {}
         rows.append((i, value))
     errors.raise_if_any()
@@ -241,7 +240,7 @@ def _is_one_value(text: str) -> bool:
 
 
 def _read_array(text: str, needed: Sequence[str]) -> Iterable[tuple[int, dict[str, Any]]] | None:
-    """Return the objects of a text that is one array of them with their lines, else None."""
+    """Return the objects of a text that is one array of them, with their lines; else None."""
     try:
         content = json.loads(text)
     except JSON_ERRORS:
@@ -261,7 +260,7 @@ def _are_objects(values: Sequence[Any]) -> bool:
 
 
 def _located(text: str, values: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the objects of an array with the lines where they begin."""
+    """Yield the objects of an array with their line numbers."""
     decoder, position = json.JSONDecoder(), _array_begin(text)
     line = text.count("\n", 0, position) + 1
     for value in values:
@@ -273,13 +272,13 @@ def _located(text: str, values: Sequence[dict[str, Any]]) -> Iterator[tuple[int,
 
 
 def _array_begin(text: str) -> int:
-    """Return where the array begins in valid JSON that is one, or an object with one value that is."""
+    """Return the start of the array in valid JSON that is an array, or an object with one."""
     decoder, position = json.JSONDecoder(), _past_blanks(text, 0)
     array_start = position
-    while text[position] in "{,":  # before a name
+    while text[position] in "{,":  # a name follows
         position = decoder.raw_decode(text, _past_blanks(text, position + 1))[1]
         begin = _past_blanks(text, text.index(":", position) + 1)
-        array_start = begin if text[begin] == "[" else array_start  # of a name that comes twice the last counts
+        array_start = begin if text[begin] == "[" else array_start  # the last of duplicate names counts
         position = _past_blanks(text, decoder.raw_decode(text, begin)[1])
     return array_start
 

@@ -1,4 +1,4 @@
-"""The files of a prepared TFDS set: what they say is checked before TFDS believes it, and their records are read."""
+"""Read prepared TFDS data sets, after checking the content of their files, which TFDS trusts."""
 
 import bisect
 import contextlib
@@ -16,22 +16,22 @@ from tl_jax.utils.extras import require_extra
 from tl_jax.utils.json_files import read_json
 
 ACTION = "prepare the data set again"
-FEATURES = "tensorflow_datasets.core.features."  # TFDS imports whatever module a file names
+FEATURES = "tensorflow_datasets.core.features."  # TFDS would import any module that a file names
 TYPE_KEYS, COUNT_KEYS = ("type", "pythonClassName", "python_class_name"), ("numClasses", "num_classes")
 SHARD_KEYS = "shardLengths", "shard_lengths"
-# Of other ones TFDS asks TensorFlow, where that is installed.
+# For other dtypes, TFDS asks TensorFlow, if it is installed.
 DTYPES = re.compile("bool_?|u?int(8|16|32|64)|b?float(16|32|64)|complex(64|128)|str|string|object_?")
 TYPED_FEATURES = ("Audio", "Image", "LabeledImage", "Scalar", "Tensor", "Video")  # features that have a dtype
-CHUNK_RECORDS = 1000  # records
-MAX_REASON = 200  # letters of another library's error
+CHUNK_RECORDS = 1000  # records per read
+MAX_REASON = 200  # characters of another library's error
 
 
 def open_builder(folder: Path) -> Any:
-    """Return the TFDS builder of the folder of a set and version, such as ``mnist/3.0.1``.
+    """Return the TFDS builder of the folder of a data set and version, such as ``mnist/3.0.1``.
 
     Raises:
-        UserError: its ``dataset_info.json``, ``features.json`` or names of classes are missing or damaged, claim more
-            than there is, or lead elsewhere; or its files are of a format that needs TensorFlow.
+        UserError: ``dataset_info.json``, ``features.json`` or class names are missing or damaged, declare too much, or
+            point outside the folder; or the files have a format that needs TensorFlow.
     """
     with require_extra("tfds"):
         import tensorflow_datasets as tfds
@@ -41,32 +41,32 @@ def open_builder(folder: Path) -> Any:
     _check_features(folder / "features.json")
     try:
         builder = tfds.builder_from_directory(folder)
-        # Where there is none, the error is told as all others are.
+        # None raises an AttributeError, reported as all errors are.
         kind = builder.info.file_format.value  # pyright: ignore[reportOptionalMemberAccess]
         files = [Path(file) for split in builder.info.splits.values() for file in split.filepaths]
-    except Exception as error:  # on damaged files TFDS raises errors of any kind
+    except Exception as error:  # TFDS raises errors of any kind on damaged files
         raise UserError(f"cannot read the data set in {folder} ({_reason(error)}); {ACTION}") from error
     if kind != "array_record":
-        raise UserError(f"{folder} holds {kind} files; prepare it again with file_format='array_record'")
+        raise UserError(f"{folder} has {kind} files; prepare it again with file_format='array_record'")
     outside = [file for file in files if os.path.normpath(file.parent) != os.path.normpath(folder)]
     if outside:
-        raise UserError(f"{folder / 'dataset_info.json'} names {outside[0]}, which is not in its folder; {ACTION}")
+        raise UserError(f"{folder / 'dataset_info.json'} names {outside[0]}, which is outside its folder; {ACTION}")
     return builder
 
 
 def _check_info(path: Path) -> None:
-    """Refuse a set that claims more files than its folder has, before anything goes through all of them."""
+    """Refuse a data set that declares more files than its folder has, before TFDS lists them."""
     splits = read_json(path, ACTION).get("splits")
     splits = splits if isinstance(splits, list) else []  # TFDS refuses other types
     lengths = [split.get(key) for split in splits if isinstance(split, dict) for key in SHARD_KEYS]
     claimed = sum(len(shards) for shards in lengths if isinstance(shards, list))
     num_files = len(os.listdir(path.parent))
     if claimed > num_files:
-        raise UserError(f"{path} claims {claimed:,} files of records, and its folder has {num_files:,} files; {ACTION}")
+        raise UserError(f"{path} declares {claimed:,} files of records, but its folder has {num_files:,}; {ACTION}")
 
 
 def _check_features(path: Path) -> None:
-    """Refuse features of which TFDS would import other modules, or name more classes than there can be."""
+    """Refuse features that make TFDS import other modules, or with too many classes."""
     todo = [read_json(path, ACTION)]
     while todo:
         node = todo.pop()
@@ -75,22 +75,22 @@ def _check_features(path: Path) -> None:
             if isinstance(value, (dict, list)):
                 todo.append(value)
             elif key in TYPE_KEYS and not str(value).startswith(FEATURES):
-                raise UserError(f"{path} has a feature {str(value)!r}, which is none of TFDS' own; {ACTION}")
+                raise UserError(f"{path} has a feature {str(value)!r} that is not in TFDS; {ACTION}")
             elif key in COUNT_KEYS and not (re.fullmatch("[0-9]{1,7}", str(value)) and int(value) <= MAX_CLASSES):
                 raise UserError(f"{path} has {str(value)!r} classes, not a number up to {MAX_CLASSES:,}; {ACTION}")
             elif key == "dtype" and not DTYPES.fullmatch(str(value)):
-                raise UserError(f"{path} has the dtype {str(value)!r}, which is none; {ACTION}")
+                raise UserError(f"{path} has the unknown dtype {str(value)!r}; {ACTION}")
 
 
 def _check_dtype(path: Path, node: Any) -> None:
-    """Refuse a feature that needs a type and has none: TFDS would ask TensorFlow for it, where that is installed."""
+    """Refuse a feature without the dtype that it needs, for which TFDS would ask TensorFlow, if installed."""
     kind = str(node.get("pythonClassName", "")).rpartition(".")[2] if isinstance(node, dict) else ""
     if kind in TYPED_FEATURES and not any("dtype" in value for value in node.values() if isinstance(value, dict)):
         raise UserError(f"{path} has a feature {kind} without a dtype; {ACTION}")
 
 
 def class_names(builder: Any, feature: str) -> tuple[str, ...]:
-    """Return the names of the classes of a label: of its file, which TFDS passes over if it is damaged, or numbers."""
+    """Return the class names of a label: from its file, which TFDS ignores if damaged, or numbers."""
     label, file = builder.info.features[feature], Path(builder.data_dir) / f"{feature}.labels.txt"
     names = [line.strip() for line in read_text(file).split("\n")] if file.is_file() else label.names
     names = tuple(filter(None, names))
@@ -101,7 +101,7 @@ def class_names(builder: Any, feature: str) -> tuple[str, ...]:
 
 
 class Record:
-    """One example: the values of its features by name; ``where`` it stands is for messages."""
+    """One example: feature name -> values; ``where`` is its location for messages."""
 
     def __init__(self, content: bytes, where: str):
         with require_extra("tfds"):
@@ -109,36 +109,36 @@ class Record:
 
         self.where = where
         with _reading(where):
-            # protobuf makes the class as its module is imported.
+            # protobuf creates the class on import of its module.
             message = tf_example_pb2.Example.FromString(content)  # pyright: ignore[reportAttributeAccessIssue]
             self.features: Mapping[str, Any] = message.features.feature
 
     def content(self, name: str) -> bytes:
-        """Return a feature that is text or an image."""
+        """Return a feature that is text or an image, as bytes."""
         return self._first(name, "bytes_list")
 
     def number(self, name: str) -> int:
-        """Return a feature that is a whole number."""
+        """Return a feature that is an integer."""
         return self._first(name, "int64_list")
 
     def _first(self, name: str, kind: str) -> Any:
         values = getattr(self.features[name], kind).value if name in self.features else ()
         if len(values) != 1:
-            what = "bytes" if kind == "bytes_list" else "a whole number"
+            what = "bytes" if kind == "bytes_list" else "an integer"
             raise UserError(f"{self.where}: the feature {name!r} is not {what}; {ACTION}")
         return values[0]
 
 
 class Records:
-    """The records of one split, read and parsed directly: TFDS' own random access takes three times as long.
+    """The records of one split, read and parsed directly, three times as fast as TFDS' own random access.
 
     Attributes:
-        files: that hold them.
-        where: they are from, for messages.
+        files: files of the records.
+        where: their location, for messages.
     """
 
     def __init__(self, builder: Any, split: str):
-        """Open the files of a split; a UserError if they do not hold as many examples as the set says."""
+        """Open the files of a split; raise a UserError if their number of examples is not the declared one."""
         with require_extra("tfds"):
             from array_record.python.array_record_module import ArrayRecordReader
 
@@ -146,7 +146,7 @@ class Records:
         self.where = f"{builder.info.name}:{builder.info.version}, {split}"
         self.files = [str(file) for file in info.filepaths]
         if missing := [file for file in self.files if not os.path.isfile(file)]:
-            raise UserError(f"no file {missing[0]} ({len(missing)} of {len(self.files)} are not there); {ACTION}")
+            raise UserError(f"no file {missing[0]} ({len(missing)} of {len(self.files)} are missing); {ACTION}")
         self._readers = []
         for file in self.files:
             with _reading(file):
@@ -159,7 +159,7 @@ class Records:
         return self._ends[-1] if self._ends else 0
 
     def __iter__(self) -> Iterator[Record]:
-        """Yield the records in order, read a thousand at a time."""
+        """Yield the records in order, reading a thousand at a time."""
         for file, reader, end in zip(self.files, self._readers, self._ends, strict=True):
             count = reader.num_records()
             for first in range(0, count, CHUNK_RECORDS):
@@ -177,7 +177,7 @@ class Records:
 
 @contextlib.contextmanager
 def _reading(where: str) -> Iterator[None]:
-    """Turn whatever another library raises on damaged bytes into a UserError that names them."""
+    """Turn any error of another library on damaged bytes into a UserError that names them."""
     try:
         yield
     except Exception as error:

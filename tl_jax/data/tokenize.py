@@ -1,6 +1,6 @@
-"""Tokenization with the ``tokenizers`` library, masking for masked LM (BERT, arXiv:1810.04805), and batches of texts.
+"""Tokenize texts with ``tokenizers``, mask them for masked LM (BERT, arXiv:1810.04805), and form batches.
 
-Batches are padded to the length that their own texts need.
+Batches are padded to the length of their longest text.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     import tokenizers
 
 FILES = ("tokenizer.json", "vocab.txt")
-MIN_CAPITALS = 0.01  # share of words with capitals in a vocabulary that tells them; bert-base-cased has a third
-PROBE = ("a", "\u0378 b")  # a pair of texts, one with a letter that no vocabulary has
-TOKEN_ARRAYS = ("input_ids", "attention_mask", "token_type_ids")  # of a text, as networks take them
+MIN_CAPITALS = 0.01  # share of capitalized words in a cased vocabulary; bert-base-cased has a third
+PROBE = ("a", "\u0378 b")  # a pair of texts, one with a letter that is in no vocabulary
+TOKEN_ARRAYS = ("input_ids", "attention_mask", "token_type_ids")  # inputs of networks
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]")
 
 
 def read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     """Return the tokenizer of a folder: its ``tokenizer.json``, or WordPiece with its ``vocab.txt``.
 
-    It neither cuts nor pads, whatever the file says. For ``vocab.txt``, ``tokenizer_config.json`` says whether capitals
-    and accents matter; where it does not, capitals matter if the vocabulary has words with capitals.
+    It neither truncates nor pads, whatever the file sets. For ``vocab.txt``, ``tokenizer_config.json`` sets whether
+    case and accents matter; otherwise, case matters if the vocabulary has capitalized words.
 
     Raises:
-        UserError: none of these files, one that cannot be read, or one without the tokens that BERT needs.
+        UserError: the files are missing, cannot be read, or lack tokens that BERT needs.
     """
     file = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if file is None:
-        raise UserError(f"{folder} has neither {' nor '.join(FILES)}; copy the one that came with the weights there")
+        raise UserError(f"{folder} has neither {' nor '.join(FILES)}; copy the tokenizer file of the weights there")
     options = wordpiece_options(folder) if file.suffix == ".txt" else {}
     with require_extra("text"):
         import tokenizers
@@ -50,30 +50,30 @@ def read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
             tokenizer = tokenizers.Tokenizer.from_file(str(file))
         else:
             tokenizer = tokenizers.BertWordPieceTokenizer(str(file), **options)._tokenizer
-    except Exception as e:  # the library's own errors are plain exceptions
-        raise UserError(f"cannot read {file} as a tokenizer ({e}); copy it anew") from None
+    except Exception as e:  # the library raises plain exceptions
+        raise UserError(f"cannot read {file} as a tokenizer ({e}); copy it again") from None
     missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
     if missing:
-        raise UserError(f"{file} has no {', '.join(missing)}; is it the vocabulary of a BERT?")
+        raise UserError(f"{file} has no {', '.join(missing)}; use the vocabulary of a BERT")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     try:
         max_ids(tokenizer)
     except Exception as e:
-        raise UserError(f"{file} cannot make tokens of texts ({e}); copy it anew") from None
+        raise UserError(f"{file} cannot tokenize texts ({e}); copy it again") from None
     return tokenizer
 
 
 def max_ids(tokenizer: tokenizers.Tokenizer) -> tuple[int, int]:
-    """Return the largest id of a token and the largest number of a text, in its vocabulary or around a pair."""
+    """Return the largest token id and the largest type id, in the vocabulary or around a pair."""
     pair = tokenizer.encode(*PROBE)
     return max((*tokenizer.get_vocab().values(), *pair.ids)), max((0, *pair.type_ids))
 
 
 def wordpiece_options(folder: Path) -> dict[str, Any]:
-    """Return how texts become words, for ``vocab.txt``: from ``tokenizer_config.json``, else from the vocabulary."""
+    """Return the normalization options for ``vocab.txt``: from ``tokenizer_config.json``, else from the vocabulary."""
     file = folder / "tokenizer_config.json"
-    config = read_json(file, "copy it anew") if file.is_file() else {}
+    config = read_json(file, "copy it again") if file.is_file() else {}
     lower = config.get("do_lower_case")
     return {
         "lowercase": not has_capitals(folder / "vocab.txt") if lower is None else bool(lower),
@@ -83,14 +83,14 @@ def wordpiece_options(folder: Path) -> dict[str, Any]:
 
 
 def has_capitals(vocabulary: Path) -> bool:
-    """Whether a vocabulary is one of a network that tells capitals: a hundredth of its words or more have some."""
+    """Return whether a vocabulary is cased: at least a hundredth of its words have capitals."""
     words = [line for line in read_text(vocabulary).splitlines() if not line.startswith("[")]
     cased = sum(word != word.lower() for word in words)
     return cased > MIN_CAPITALS * len(words)
 
 
 def train_vocabulary(lines: Iterable[str], size: int, folder: Path, capitals: bool = False) -> None:
-    """Write ``vocab.txt`` with ``size`` WordPiece entries, made of texts, and ``tokenizer_config.json``."""
+    """Train a WordPiece vocabulary of ``size`` on texts; write ``vocab.txt`` and ``tokenizer_config.json``."""
     with require_extra("text"):
         import tokenizers
     tokenizer = tokenizers.BertWordPieceTokenizer(lowercase=not capitals)
@@ -101,39 +101,39 @@ def train_vocabulary(lines: Iterable[str], size: int, folder: Path, capitals: bo
 
 
 def encode_texts(tokenizer: tokenizers.Tokenizer, texts: Sequence[Any], max_length: int) -> list[tokenizers.Encoding]:
-    """Return the tokens of texts, each with [CLS] and [SEP] and cut to ``max_length``.
+    """Tokenize texts, each with [CLS] and [SEP], truncated to ``max_length`` tokens.
 
     Args:
         tokenizer: from ``read_tokenizer``.
-        texts: N str; or pairs of str, of which the longer is cut first; or lists of words.
-        max_length: tokens at most.
+        texts: N str; or pairs of str, of which the longer is truncated first; or lists of words.
+        max_length: largest number of tokens.
     """
     pretokenized = bool(texts) and isinstance(texts[0], list)
     tokenizer.enable_truncation(max_length, strategy="longest_first")
     try:
         return tokenizer.encode_batch(list(texts), is_pretokenized=pretokenized)
-    except Exception as e:  # the library's own errors are plain exceptions
-        raise UserError(f"the tokenizer cannot take these texts ({e}); copy its files anew") from None
+    except Exception as e:  # the library raises plain exceptions
+        raise UserError(f"the tokenizer fails on these texts ({e}); copy its files again") from None
     finally:
         tokenizer.no_truncation()
 
 
 def pad_id(tokenizer: tokenizers.Tokenizer) -> int:
-    """Return the id that fills up."""
+    """Return the padding id."""
     pad = tokenizer.token_to_id("[PAD]")
-    assert pad is not None  # ``read_tokenizer`` refuses a tokenizer without
+    assert pad is not None  # checked by ``read_tokenizer``
     return pad
 
 
 def pad_encodings(encodings: Sequence[tokenizers.Encoding], pad: int) -> dict[str, np.ndarray]:
-    """Return int32 arrays (N, L), L that of the longest text, filled up on the right.
+    """Return int32 arrays (N, L), padded on the right to the length L of the longest text.
 
     Args:
-        encodings: of N texts.
-        pad: id of the filling.
+        encodings: encodings of N texts.
+        pad: padding id.
 
     Returns:
-        ``input_ids``, ``attention_mask`` (1 for tokens, 0 for filling) and ``token_type_ids`` (1 in second texts).
+        ``input_ids``, ``attention_mask`` (1 for tokens, 0 for padding) and ``token_type_ids`` (1 in second texts).
     """
     length = max(len(e.ids) for e in encodings)
     return {
@@ -144,23 +144,23 @@ def pad_encodings(encodings: Sequence[tokenizers.Encoding], pad: int) -> dict[st
 
 
 def pad_rows(rows: Sequence[Sequence[int]] | np.ndarray, length: int, value: int) -> np.ndarray:
-    """Return rows of numbers as int32 (N, L), filled up on the right."""
+    """Return rows of numbers as int32 (N, L), padded on the right with ``value``."""
     padded = np.full((len(rows), length), value, np.int32)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
     return padded
 
 
-MASK_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest stays as it is
+MASK_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the others are unchanged
 
 
 class Masking(NamedTuple):
-    """What is hidden, and how.
+    """Options of masking.
 
     Attributes:
-        mask_prob: of a text's tokens.
-        mask_id: id of the token that hides.
-        vocab_size: ids below which a random one is drawn.
+        mask_prob: share of a text's tokens to choose.
+        mask_id: id of [MASK].
+        vocab_size: random ids are below it.
         special_ids: ids that are never chosen.
     """
 
@@ -171,12 +171,12 @@ class Masking(NamedTuple):
 
 
 class MaskedTexts(NamedTuple):
-    """Texts with hidden words.
+    """Masked texts.
 
     Attributes:
-        ids: (N, L) int, changed where something is hidden.
-        positions: (N, P) int, where something is.
-        weights: (N, P) float, 1, or 0 where a text has fewer hidden words.
+        ids: (N, L) int, changed at chosen positions.
+        positions: (N, P) int, chosen positions.
+        weights: (N, P) float, 1, or 0 for padding if a text has fewer chosen tokens.
     """
 
     ids: jax.Array
@@ -185,10 +185,10 @@ class MaskedTexts(NamedTuple):
 
 
 def make_masking(tokenizer: tokenizers.Tokenizer, mask_prob: float) -> Masking:
-    """Return how the texts of a tokenizer are masked; a UserError where it has no [MASK]."""
+    """Return the masking options of a tokenizer; raise a UserError if it has no [MASK]."""
     mask_id = tokenizer.token_to_id("[MASK]")
     if mask_id is None:
-        raise UserError("the vocabulary has no [MASK], so that no words can be hidden; take another one")
+        raise UserError("the vocabulary has no [MASK], which masked LM needs; use another one")
     special_ids = tuple(sorted(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special))
     return Masking(mask_prob, mask_id, tokenizer.get_vocab_size(), special_ids)
 
@@ -196,19 +196,19 @@ def make_masking(tokenizer: tokenizers.Tokenizer, mask_prob: float) -> Masking:
 def mask_tokens(
     ids: jax.Array | np.ndarray, attention_mask: jax.Array | np.ndarray, key: jax.Array, masking: Masking
 ) -> MaskedTexts:
-    """Choose tokens of each text; of these 80 % become [MASK], 10 % a random token, and 10 % stay.
+    """Choose tokens of each text; of these, 80 % become [MASK], 10 % a random token, and 10 % are unchanged.
 
-    Of a text with any words one at least is chosen.
+    At least one token is chosen in a text with words.
 
     Args:
         ids: (N, L) int.
-        attention_mask: (N, L), 0 where a token is padding.
-        key: of the draw.
-        masking: what is hidden.
+        attention_mask: (N, L), 0 for padding.
+        key: random key.
+        masking: options.
     """
     ids, (draws, kinds, words) = jnp.asarray(ids), jax.random.split(key, 3)
     eligible = (attention_mask > 0) & ~jnp.isin(ids, jnp.asarray(masking.special_ids))
-    # P: known beforehand, so that only these go through the head.
+    # P is static, so that only these tokens go through the head.
     max_masked = max(1, round(masking.mask_prob * ids.shape[1]))
     _, positions = jax.lax.top_k(jnp.where(eligible, jax.random.uniform(draws, ids.shape), -1.0), max_masked)
     count = eligible.sum(1, keepdims=True)
@@ -222,22 +222,22 @@ def mask_tokens(
     return MaskedTexts(ids.at[rows, positions].set(jnp.where(weights > 0, new, old)), positions, weights)
 
 
-# Lengths that batches may have: each is a program to compile.
+# Lengths of batches, each of which needs a compiled program.
 BATCH_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-SORT_WINDOW = 50  # batches whose texts are sorted by length together
-IGNORED = -1  # label of a token that counts for nothing: a special one, the rest of a word, padding
+SORT_WINDOW = 50  # batches that are sorted by length together
+IGNORED = -1  # label of an ignored token: a special one, a further piece of a word, or padding
 
 
 class TokenizedTexts(NamedTuple):
-    """N texts as ids.
+    """N tokenized texts.
 
     Attributes:
         ids: object array (N,) of int32 arrays, the tokens of each text.
-        types: the same shapes, which of two texts a token belongs to.
-        labels: int32 (N,), or an object array (N,) of int32 arrays with a label for each token.
-        pad: id that fills up.
+        types: type ids of the same shapes: 1 for tokens of second texts.
+        labels: int32 (N,), or an object array (N,) of int32 arrays with one label per token.
+        pad: padding id.
         tags: of tagged sentences, an object array (N,) of int32 arrays with the label of every word.
-        read_mask: the same shapes, 1 if the network reads a word: it has a token, which is not cut off.
+        read_mask: the same shapes, 1 if a word has a token that is not truncated.
     """
 
     ids: np.ndarray
@@ -249,20 +249,20 @@ class TokenizedTexts(NamedTuple):
 
     @property
     def lengths(self) -> np.ndarray:
-        """Return the number of tokens of each text, (N,)."""
+        """Return the number of tokens of each text (N,)."""
         return np.asarray([len(ids) for ids in self.ids])
 
     def order(self) -> np.ndarray:
-        """Return the rows (N,) by the number of their tokens, as ``eval_batches`` takes them."""
+        """Return the rows (N,) sorted by length, the order of ``eval_batches``."""
         return np.argsort(self.lengths, kind="stable")
 
     def batch(self, rows: np.ndarray, mask: np.ndarray, length: int = 0) -> dict[str, np.ndarray]:
-        """Return the texts ``rows`` (B,), filled up on the right to the least of ``BATCH_LENGTHS`` that holds them all.
+        """Return the texts ``rows`` (B,), padded on the right to the smallest sufficient length in ``BATCH_LENGTHS``.
 
         Args:
             rows: (B,).
-            mask: (B,) 0 where a row only fills up the batch.
-            length: L; 0 for the least that does.
+            mask: (B,), 0 for padding rows.
+            length: L; 0 for the smallest sufficient one.
 
         Returns:
             ``input_ids``, ``attention_mask``, ``token_type_ids`` int32 (B, L), ``label`` (B,) or (B, L), ``mask``.
@@ -278,9 +278,9 @@ class TokenizedTexts(NamedTuple):
         }
 
     def words(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Return ``tags`` and ``read`` (B, W) of the words of tagged sentences, of the texts ``rows`` (B,).
+        """Return ``tags`` and ``read`` (B, W) of the words in the tagged sentences ``rows`` (B,).
 
-        W is the same for all rows, so that evaluation compiles no program for it.
+        W is the same for all rows, so that evaluation is compiled once.
         """
         if self.tags is None or self.read_mask is None:
             return {}
@@ -289,15 +289,15 @@ class TokenizedTexts(NamedTuple):
 
 
 def padded_length(length: int) -> int:
-    """Return the least of ``BATCH_LENGTHS`` that holds so many tokens."""
+    """Return the smallest length in ``BATCH_LENGTHS`` of at least ``length``."""
     return next((size for size in BATCH_LENGTHS if size >= length), int(length))
 
 
 def tokenized_texts(encodings: Sequence[tokenizers.Encoding], labels: np.ndarray, pad: int) -> TokenizedTexts:
-    """Return encodings with a label each, or with labels of words, which the first token of each word gets.
+    """Return encodings with one label each, or with labels of words, which go to the first token of each word.
 
-    A word that has no token, such as a zero-width space, or whose tokens are cut off, is 0 in ``read_mask``: nothing
-    is learned of it, and nothing predicted.
+    A word without a token, such as a zero-width space, or whose tokens are truncated, is 0 in ``read_mask``: it is
+    ignored in training and predictions.
     """
     ids, types = (
         _object_array([np.asarray(getattr(e, name), np.int32) for e in encodings]) for name in ("ids", "type_ids")
@@ -310,11 +310,10 @@ def tokenized_texts(encodings: Sequence[tokenizers.Encoding], labels: np.ndarray
 
 
 class TextStream:
-    """Training batches of a seed, a pure function of the step.
+    """Training batches as a pure function of the step.
 
-    Texts come as one endless stream of reshuffled epochs, so each is used once before any is used again. Within an
-    epoch ``SORT_WINDOW`` batches at a time are sorted by length, and the batches shuffled. A batch may straddle two
-    epochs.
+    Batches are cut from a stream of reshuffled epochs and may span two of them: each text is used once per epoch.
+    Within an epoch, ``SORT_WINDOW`` batches at a time are sorted by length, and the batches are shuffled.
     """
 
     def __init__(self, data: TokenizedTexts, seed: int, batch_size: int):
@@ -333,7 +332,7 @@ class TextStream:
         return self.data.batch(self.rows(step), np.ones(self.batch_size))
 
     def steps_by_length(self, first: int, stop: int) -> list[int]:
-        """Return steps from ``first`` to before ``stop``, one for each length that their batches have."""
+        """Return steps in [first, stop), one for each length of their batches."""
         steps: dict[int, int] = {}
         for step in range(first, stop):
             steps.setdefault(padded_length(self._lengths[self.rows(step)].max()), step)
@@ -349,7 +348,7 @@ class TextStream:
         n, size = len(self._lengths), self.batch_size
         rng = np.random.default_rng((self.seed, 3, epoch))
         order = rng.permutation(n)
-        first = min(n, -epoch * n % size)  # the rest of a batch that the epoch before began
+        first = min(n, -epoch * n % size)  # completes the last batch of the previous epoch
         in_batches = (n - first) // size * size
         middle = order[first : first + in_batches]
         batches = [
@@ -363,7 +362,7 @@ class TextStream:
 
 
 def eval_batches(data: TokenizedTexts, batch_size: int) -> Iterator[Mapping[str, np.ndarray]]:
-    """Yield every text once, by length; the last batch is filled up with rows whose ``mask`` is 0."""
+    """Yield every text once, sorted by length; the last batch is padded with rows of ``mask`` 0."""
     order = data.order()
     for first in range(0, len(order), batch_size):
         rows = np.arange(first, first + batch_size)

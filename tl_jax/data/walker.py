@@ -1,7 +1,7 @@
-"""Walk through a data folder: find the files of a data set, without those that systems and tools leave there.
+"""Find the files of a data set in its folder, without those that systems and tools create.
 
-The data folder, and the folders of splits and classes in it, may be links to other disks. Other links, and files that
-name others, may come along with data from elsewhere: they lead nowhere outside unless ``outside`` is set.
+The data folder, and the folders of splits and classes in it, may be links to other disks. Other links, and paths in
+files, may come with untrusted data: they may not lead outside unless ``outside`` is set.
 """
 
 import os
@@ -19,38 +19,38 @@ IGNORED_NAMES = {
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a file or folder of this name is hidden (``.x``, ``._x``) or left by a system, not by a user."""
+    """Return whether a file or folder name is hidden (``.x``, ``._x``) or created by a system."""
     return name.startswith(".") or name.lower() in IGNORED_NAMES
 
 
 def has_ignored_part(path: PurePath) -> bool:
-    """Whether any part of a path, given relative to the data folder, is ignored."""
+    """Return whether any part of a path, relative to the data folder, is ignored."""
     return any(is_ignored(part) for part in path.parts)
 
 
 HIDDEN, ABOVE, ELSEWHERE = "hidden or system", "linked to a folder above it", "linked to a folder outside it"
 LINKED_TWICE = "linked to a folder that another link leads to"
-KINDS_SHOWN = 6  # kinds of files in a message at most
+KINDS_SHOWN = 6  # kinds of files in a message
 
 
 class Walk:
-    """A walk through the folders of one data set, which remembers what it passed over.
+    """A walk through the folders of one data set, which records the skipped files.
 
     Attributes:
-        top: folder of the data set; messages name paths as seen from it.
-        skipped: what is not read, by kind: an ending such as ".tif", or in words.
-        has_broken_links: whether a link with the name of an image leads nowhere; such links are among the images.
+        top: folder of the data set; messages give paths relative to it.
+        skipped: kind -> skipped paths; a kind is a suffix such as ".tif", or a description.
+        has_broken_links: whether a link with the suffix of an image is broken; such links are listed as images.
     """
 
     def __init__(self, top: Path, outside: bool = False):
-        """Begin at ``top``; links below a class folder are followed to other places if ``outside``."""
+        """Start at ``top``; links below a class folder may lead outside if ``outside``."""
         self.top, self.outside = top, outside
         self.root = os.path.realpath(top)
         self.skipped: dict[str, list[Path]] = {}
         self.has_broken_links = False
 
     def entries(self, folder: Path) -> tuple[list[Path], list[Path]]:
-        """Return the folders and the image files directly in ``folder``, by name.
+        """Return the folders and the image files directly in ``folder``, sorted by name.
 
         Raises:
             UserError: the folder cannot be read.
@@ -61,10 +61,10 @@ class Walk:
         ]
 
     def images(self, folder: Path) -> list[Path]:
-        """Return all image files in ``folder`` and in the folders below it, by path.
+        """Return all image files in ``folder``, searched recursively and sorted by path.
 
-        Links to folders are followed, each folder once, except to one that holds them, whose walk would never end, and
-        unless ``outside`` to one that is neither in ``folder`` nor in ``top``.
+        Links to folders are followed, each folder once, except to a folder above, which would not terminate, and,
+        unless ``outside``, to one that is neither in ``folder`` nor in ``top``.
 
         Raises:
             UserError: a folder cannot be read.
@@ -91,16 +91,16 @@ class Walk:
         return files
 
     def skip(self, kind: str, path: Path) -> None:
-        """Remember that ``path`` is not read."""
+        """Record that ``path`` is skipped."""
         self.skipped.setdefault(kind, []).append(path)
 
     def describe_skipped(self, folder: Path) -> str:
-        """Return what was passed over below ``folder``, such as "10 .tif, 2 .gif"; empty for nothing."""
+        """Return the skipped files below ``folder``, such as "10 .tif, 2 .gif"; "" for none."""
         counts = {kind: sum(folder in path.parents for path in paths) for kind, paths in self.skipped.items()}
         return ", ".join(f"{count} {kind}" for kind, count in _by_count(counts) if count)
 
     def unskip(self, path: Path) -> None:
-        """Take back that ``path`` is not read."""
+        """Remove ``path`` from the skipped files."""
         remaining = {
             kind: [skipped_path for skipped_path in paths if skipped_path != path]
             for kind, paths in self.skipped.items()
@@ -108,15 +108,15 @@ class Walk:
         self.skipped = {kind: paths for kind, paths in remaining.items() if paths}
 
     def report(self) -> None:
-        """Say in one line what is not read; each data set once."""
+        """Warn about skipped files, once per data set."""
         if not self.skipped:
             return
         kinds = _by_count({kind: len(paths) for kind, paths in self.skipped.items()})
         described = [f"{count} {kind} ({self._first(kind)})" for kind, count in kinds[:KINDS_SHOWN]]
         more = [f"{len(kinds) - KINDS_SHOWN} other kinds"] if len(kinds) > KINDS_SHOWN else []
-        formats = f"; images are read from {', '.join(ENDINGS)}; convert images of other formats"
+        formats = f"; supported images are {', '.join(ENDINGS)}; convert other formats"
         advice = formats if any(map(_is_ending, kinds)) else ""
-        advice += "; to read folders outside it, pass config.data.outside=True" if ELSEWHERE in self.skipped else ""
+        advice += "; set config.data.outside=True to read folders outside it" if ELSEWHERE in self.skipped else ""
         warn_once(f"{self.top}: not read: {', '.join(described + more)}{advice}")
 
     def _first(self, kind: str) -> str:
@@ -124,7 +124,7 @@ class Walk:
         return str(paths[0].relative_to(self.top)) + (", ..." if len(paths) > 1 else "")
 
     def _scan(self, folder: Path) -> list[tuple[Path, bool]]:
-        """Return the folders and image files in a folder by name, and whether each is a folder."""
+        """Return the folders and image files in a folder, sorted by name, and whether each is a folder."""
         try:
             with os.scandir(folder) as entries:
                 entries_found = [(entry.name, entry.is_dir(), entry.is_symlink()) for entry in entries]
@@ -141,26 +141,26 @@ class Walk:
                 children.append((path, is_folder))
                 self.has_broken_links |= linked and not path.exists()
             else:
-                self.skip(path.suffix.lower() or "without ending", path)
+                self.skip(path.suffix.lower() or "without suffix", path)
         return children
 
 
 class PathGuard:
-    """Tells whether files that a file of the data names are within the data folder, wherever links lead."""
+    """Checks that files named in the data are within the data folder after resolving links."""
 
     def __init__(self, top: Path, outside: bool):
-        """Take ``top`` for the data folder; with ``outside`` files may be anywhere."""
+        """Set ``top`` as the data folder; ``outside`` allows files anywhere."""
         self.top, self.outside = top, outside
         self._root = os.path.realpath(top)
-        self._folders: dict[Path, str] = {}  # resolving those of all files would take seconds
+        self._folders: dict[Path, str] = {}  # cached, as resolving all would take seconds
 
     def check(self, file: Path, where: object, place: Path | None = None) -> Path:
-        """Return ``file``, which ``where`` names.
+        """Return ``file`` if it may be read.
 
         Args:
-            file: that is there.
-            where: the file, perhaps with a line, that names it.
-            place: folder of the layout in which it was looked for; it may be a link to another disk.
+            file: an existing file.
+            where: the file, optionally with a line, that names it.
+            place: folder of the layout in which it was found; it may be a link to another disk.
 
         Raises:
             UserError: the file is neither in the data folder nor in ``place``.
@@ -171,8 +171,8 @@ class PathGuard:
         if is_within(real, self._root) or (place and is_within(real, self._folder(place))):
             return file
         raise UserError(
-            f"{where} names {file}, which is outside {self.top}, so that data from elsewhere could have any file "
-            "read; mend it, or pass config.data.outside=True if you trust it"
+            f"{where}: {file} is outside {self.top}, and untrusted data could name any file; correct it, or set "
+            "config.data.outside=True if you trust the data"
         )
 
     def _folder(self, folder: Path) -> str:
@@ -182,23 +182,23 @@ class PathGuard:
 
 
 def is_within(path: str, folder: str) -> bool:
-    """Whether a path is a folder or lies in it; both without links."""
+    """Return whether a path is a folder or in it; both without links."""
     return path == folder or path.startswith(os.path.join(folder, ""))
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Return the folders in a folder by name, without litter; what else is there is not looked at."""
+    """Return the subfolders of a folder, sorted by name, without ignored ones."""
     return Walk(folder).entries(folder)[0]
 
 
 def normalize_unicode(name: str) -> str:
-    """Return a name in one Unicode form (NFC): systems store "café" with one or with two characters for the "é"."""
+    """Return a name in one Unicode form (NFC): systems store the "é" of "café" as one or two characters."""
     return unicodedata.normalize("NFC", name)
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """Return the file that ``name``, a path as seen from ``folder``, stands for in any Unicode form; None for none."""
-    if os.path.isfile(path := folder / name):  # False for a name that is too long to be one, where Path raises
+    """Return the file of ``name``, a path relative to ``folder``, in any Unicode form; None for none."""
+    if os.path.isfile(path := folder / name):  # False for too long a name, for which Path raises
         return path
     path = folder
     for part in Path(name).parts:

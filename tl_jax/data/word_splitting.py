@@ -1,4 +1,4 @@
-"""Words of a sentence that a user typed, split as the sentences were that a network was trained on."""
+"""Split user sentences into words in the way of the training sentences."""
 
 import re
 import unicodedata
@@ -6,28 +6,28 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-MIN_EVIDENCE = 20  # times that a mark is a word by itself, and never inside one, before it splits words everywhere
-MIN_COUNT = 3  # times that a clitic must occur
+MIN_EVIDENCE = 20  # occurrences as a word, with none inside one, from which a mark splits words everywhere
+MIN_COUNT = 3  # occurrences of a clitic
 _CLITIC = re.compile(r"['’][^\W\d_]{1,3}|n['’]t", re.IGNORECASE)
 _ELISION = re.compile(r"[^\W\d_]{1,5}['’]")
-_ABBREVIATION = re.compile(r"([^\W\d_]\.)*[^\W\d_]")  # U.N or J, of which a dot belongs to the word
-_PUNCTUATION = frozenset(".,;:!?()[]{}\"'…¿¡«»“”„‘’`")  # split off even if the data has none of it
+_ABBREVIATION = re.compile(r"([^\W\d_]\.)*[^\W\d_]")  # U.N or J, followed by a dot that belongs to the word
+_PUNCTUATION = frozenset(".,;:!?()[]{}\"'…¿¡«»“”„‘’`")  # split off even if the data have none of it
 _CJK = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 
 class Splitter(NamedTuple):
-    """What training sentences, which come as lists of words, say of how sentences are split.
+    """Rules of word splitting, learned from training sentences given as lists of words.
 
     Attributes:
-        known: training words that hold a mark: they stay whole.
+        known: training words with a mark, which are not split.
         marks: words without a letter or digit, such as "," and "``".
         clitics: words that begin with an apostrophe, such as "'s", and "n't"; the longest first.
         elisions: words that end with one, such as the French "l'"; the longest first.
         leading: marks that are split off the beginning of a word; None for all.
         trailing: marks that are split off the end of a word; None for all.
-        attached: characters that words hold beside letters, such as the dot of "jax.numpy".
-        separators: marks that split words wherever they stand; None for all.
-        single: whether each Chinese character is a word of its own.
+        attached: characters inside words besides letters, such as the dot of "jax.numpy".
+        separators: marks that split words anywhere; None for all.
+        single: whether each Chinese character is a word.
     """
 
     known: frozenset[str] = frozenset()
@@ -41,14 +41,14 @@ class Splitter(NamedTuple):
     single: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON has them, for the facts of a run."""
+        """Return the fields for JSON, for the facts of a run."""
         return {
             name: sorted(value) if isinstance(value, frozenset) else value for name, value in self._asdict().items()
         }
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Splitter":
-        """Return the splitter that ``to_json`` has described."""
+        """Return a splitter from the fields of ``to_json``."""
         sequences = {"clitics": tuple, "elisions": tuple}
         values: dict[str, Any] = {
             name: sequences.get(name, frozenset)(value) if isinstance(value, list | tuple) else value
@@ -73,7 +73,7 @@ class Splitter(NamedTuple):
         return [text[a:b] for a, b in self.spans(text)]
 
     def _pieces(self, chunk: str) -> list[tuple[int, int]]:
-        """Split what stands between two blanks: marks off both ends, clitics, and what never stands inside words."""
+        """Split the text between two blanks: marks at both ends, clitics, and separators."""
         begin, end = 0, len(chunk)
         head: list[tuple[int, int]] = []
         tail: list[tuple[int, int]] = []
@@ -95,7 +95,7 @@ class Splitter(NamedTuple):
         return not word or word in self.known
 
     def _mark_length(self, word: str, last: bool) -> int:
-        """Return how many characters at the beginning, or end, of a word are a word of their own."""
+        """Return the length of the mark at the beginning, or end, of a word; 0 for none."""
         edge, split = (word[-1], self.trailing) if last else (word[0], self.leading)
         if not self._is_mark(edge):
             return 0
@@ -123,17 +123,17 @@ class Splitter(NamedTuple):
         return self._is_mark(character) if self.separators is None else character in self.separators
 
     def _is_mark(self, character: str) -> bool:
-        """Whether a character is punctuation or a symbol; "_" is a letter if the data has it in words."""
+        """Return whether a character is punctuation or a symbol; "_" is a letter if training words have it."""
         return unicodedata.category(character)[0] in "PS" and not (character == "_" and "_" in self.attached)
 
 
 def learn_splitter(sentences: Iterable[Sequence[str]]) -> Splitter:
-    """Return how sentences are split, from sentences that come as words.
+    """Learn the splitting rules from sentences given as words.
 
-    Training sentences whose words are joined by blanks are split into the same words again. In other texts punctuation
-    at either end of a word is split off if the data has it as a word; another mark, such as a dash, if the data has it
-    as a word more often than at that end of longer words. Marks that the data never has in a longer word split words
-    everywhere.
+    Joining the words of a training sentence with blanks and splitting it gives the same words. In other texts,
+    punctuation at either end of a word is split off if the data have it as a word. Another mark, such as a dash, is
+    split off if it is more often a word than at that end of a longer word. Marks that never occur in longer words split
+    words anywhere.
     """
     counts = Counter(word for sentence in sentences for word in sentence)
     frequent = {word for word, count in counts.items() if count >= MIN_COUNT}
@@ -153,7 +153,7 @@ def learn_splitter(sentences: Iterable[Sequence[str]]) -> Splitter:
     single_marks = {mark for mark in (*standalone, *_PUNCTUATION) if len(mark) == 1}
 
     def split_off(mark: str, at_edge: int) -> bool:
-        """Whether a mark is split off words, of which the data has so many with it at this end."""
+        """Return whether a mark is split off, given how many words have it at this end."""
         return not at_edge or standalone[mark] >= at_edge or (mark in _PUNCTUATION and standalone[mark] > 0)
 
     chinese = [word for word in counts if _CJK.search(word)]
