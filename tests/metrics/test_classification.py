@@ -110,12 +110,12 @@ def test_balanced_weights_are_scikit_learns():
 def test_a_temperature_at_its_bound_is_named(tmp_path, capsys):
     labels = np.tile([0, 1], 50)
     how = image_evaluation.EvaluationSettings((), ("no", "yes"), None, 0.9, True, None)
-    for sure, right, said in ((0.999, 0, "the highest"), (0.6, 1, "the lowest"), (0.8, 0.9, "")):
+    for sure, right, said in ((0.999, 0, "at its upper limit"), (0.6, 1, "at its lower limit"), (0.8, 0.9, "")):
         predicted = np.where(np.arange(100) < 100 * right, labels, 1 - labels)
         half = image_evaluation.Predictions(np.where(np.eye(2)[predicted] > 0, sure, 1 - sure), labels)
         out = image_evaluation.report_calibration(how, half, half, tmp_path)
         line = capsys.readouterr().out
-        assert (f"({said} that is tried: " in line) if said else "tried" not in line
+        assert (f"({said}: " in line) if said else "limit" not in line
         assert said or 0.06 < out["calibration"]["temperature"] < 19
 
 

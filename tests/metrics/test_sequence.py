@@ -67,7 +67,7 @@ def test_macro_f1_of_a_perfect_model_is_one_whatever_the_test_split_lacks():
     evaluation = sequence.text_evaluator(("a", "b", "c"))([np.eye(3)[batch["label"]]], [batch])
     assert evaluation.values["f1"] == 1.0
     assert evaluation.per_class.keys() == {"a", "b"}
-    assert evaluation.missing == {"f1 of c": "needs examples of the class, and there are none in this split"}
+    assert evaluation.missing == {"f1 of c": "needs examples of the class, which this split lacks"}
 
 
 def test_macro_f1_is_that_of_scikit_learn():

@@ -137,7 +137,7 @@ def test_what_a_trial_is_too_small_for_has_a_reason():
         "tar_at_1e-2": "needs 100 pairs of different people; there are 27",
         "tar_at_1e-3": "needs 1,000 pairs of different people; there are 27",
         "accuracy": "needs 10 pairs of one person and 10 of different people",
-        "rank1": "needs people with more pictures than the gallery takes of each",
+        "rank1": "needs people with more images than the gallery has of each",
     }
     assert set(v.verification_metrics(found)) == {"auc", "eer"}
 
@@ -174,5 +174,5 @@ def test_intervals_are_over_people():
 
 
 def test_one_kind_of_pairs_alone_is_refused():
-    with pytest.raises(UserError, match="takes pairs of one person and pairs of different people"):
+    with pytest.raises(UserError, match="needs pairs of one person and pairs of different people"):
         v.roc_curve(np.ones(3), np.ones(3, bool))

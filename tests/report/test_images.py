@@ -68,8 +68,8 @@ def test_the_numbers_are_those_of_all_values():
     originals = np.array([0, 0, 10, 255], np.uint8).reshape(1, 2, 2, 1)
     augmented = np.array([0, 1.5, 200, 254.25] * 2, np.float32).reshape(2, 1, 2, 2, 1)
     assert describe_range(originals, augmented, 0, 255).splitlines() == [
-        "originals: smallest 0, largest 255; 50.00 % at 0, 25.00 % at 255",
-        "augmented: smallest 0, largest 254.25; 25.00 % at 0, 0.00 % at 255",
+        "originals: minimum 0, maximum 255; 50.00 % at 0, 25.00 % at 255",
+        "augmented: minimum 0, maximum 254.25; 25.00 % at 0, 0.00 % at 255",
     ]
 
 

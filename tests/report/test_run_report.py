@@ -17,7 +17,7 @@ from tl_jax.report import plots
 from tl_jax.utils.errors import UserError
 
 pytestmark = pytest.mark.fast
-ALWAYS = ["Result", "What was done", "Curves", "By class", "Confusions", "Surest mistakes", "Calibration", "Network",
+ALWAYS = ["Result", "Setup", "Curves", "By class", "Confusions", "Most confident mistakes", "Calibration", "Network",
           "Time and memory"]  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def test_the_figures_are_those_of_the_files(tmp_path, capsys):
     assert f"86.7 % ({100 * low:.1f} to {100 * high:.1f})" in text and "Wilson&#39;s score over 60 examples" in text
     assert ["accuracy", "0.8667", f"{low:.4f} to {high:.4f}"] in cells(text, "Result")
     assert ["loss", "0.4321", ""] in cells(text, "Result")
-    assert ["optim.lr", "0.5", "0.001"] in cells(text, "What was done")
+    assert ["optim.lr", "0.5", "0.001"] in cells(text, "Setup")
     for said in ("net.safetensors, SHA-256 0123456789abcdef", "animals", "30 train, 60 test", "abc1234", "jax 0.9.9",
                  "2 cores, x86_64, Linux", "CC-BY 4.0"):  # fmt: skip
         assert said in text
@@ -53,16 +53,16 @@ def test_the_figures_are_those_of_the_files(tmp_path, capsys):
     assert cells(text, "Confusions")[2] == ["dog", "3", "15", "2"]
     assert ["compile", "2.2"] in cells(text, "Time and memory") and "512 MiB" in text
     assert "calibration error 0.0625" in text and "98.7%" in text
-    assert "79,000  trained from phase all on" in text and "1,200  trained<" in text
+    assert "79,000  trained from phase all" in text and "1,200  trained<" in text
 
 
 def test_smoke_runs_and_temperatures_at_their_bound_are_named(tmp_path):
     plain = page_of(made.write(tmp_path / "run"))
-    assert "measures nothing" not in plain and "that is tried" not in plain
+    assert "mean nothing" not in plain and "limit" not in plain
     named = {**made.summary(), "smoke": True, "calibration": {"temperature": 19.9999}}
     text = page_of(made.write(tmp_path / "smoke", summary=named))
-    assert "Smoke run: it shows that every part works and measures nothing" in text.partition("<h2>What was done")[0]
-    assert "The fitted temperature is the highest that is tried: probabilities say little" in text
+    assert "Smoke run: it checks that every part works, and its metrics mean nothing" in text.partition("<h2>Setup")[0]
+    assert "The fitted temperature is at its upper limit: probabilities hardly predict" in text
 
 
 def test_text_is_text_and_nothing_is_asked_for(tmp_path):
@@ -78,8 +78,8 @@ def test_text_is_text_and_nothing_is_asked_for(tmp_path):
     [
         ({"metrics": None}, {"Curves"}),
         ({"network": None}, {"Network"}),
-        ({"test_details": None}, {"By class", "Confusions", "Surest mistakes", "Calibration"}),
-        ({"test_details": made.details(mistakes=None)}, {"Surest mistakes"}),
+        ({"test_details": None}, {"By class", "Confusions", "Most confident mistakes", "Calibration"}),
+        ({"test_details": made.details(mistakes=None)}, {"Most confident mistakes"}),
         ({"test_details": made.details(calibration=None)}, {"Calibration"}),
         ({"test_details": made.details(confusion=None)}, {"By class", "Confusions"}),
         ({"summary": {**made.summary(), "seconds": {}}}, {"Time and memory"}),
@@ -93,8 +93,8 @@ def test_a_section_is_there_exactly_when_its_data_are(tmp_path, lacking, titled)
 
 def test_pictures_that_were_drawn_are_shown(tmp_path):
     folder = made.write(tmp_path / "run")
-    shown = {"preview.png": "Augmentation", "find_lr.png": "Learning rate", "explain.png": "Where it looks",
-             "roc.png": "ROC", "episode.gif": "An episode"}  # fmt: skip
+    shown = {"preview.png": "Augmentation", "find_lr.png": "Learning rate", "explain.png": "Grad-CAM",
+             "roc.png": "ROC", "episode.gif": "Episode"}  # fmt: skip
     for name in shown:
         Image.fromarray(np.full((4, 4, 3), 90, np.uint8)).save(folder / name)
     text = page_of(folder)
@@ -139,7 +139,7 @@ def test_seeds_and_arms_are_compared(tmp_path):
     both = np.hypot(half, 100 * (intervals.wilson_interval(52, 60)[1] - intervals.wilson_interval(52, 60)[0]) / 2)
     ends = f"{85 - half:.1f} to {85 + half:.1f}"
     assert ["ours", "85.0", f"{half:.1f}", ends, f"{both:.1f}", "90.0", "80.0", "85.0"] in cells(text, "Result")
-    assert f"over seeds, ± {both:.1f} with the test set" in text
+    assert f"over seeds, ± {both:.1f} with test-set sampling" in text
     assert "+18.3 ± 19.0 points" in text and "ours over scratch" in text
     assert ["loss", "0.4321 ± 0.0000", "0.4321 ± 0.0000"] in cells(text, "Result")
     assert cells(text, "Confusions")[2] == ["dog", "9", "45", "6"] and "3 seeds together" in text
@@ -152,11 +152,11 @@ def test_damaged_files_are_said(tmp_path):
     folder = made.write(tmp_path / "run", test_details={**made.details(), "confusion": [["x"]]}, network={"parts": 3})
     text = page_of(folder)
     assert titles(text)[-1] == "Not shown" and "Confusions" not in titles(text) and "Network" not in titles(text)
-    assert "Network: its data are not as expected" in text and "Confusions: its data are not as expected" in text
+    assert "Network: unexpected data" in text and "Confusions: unexpected data" in text
     (folder / "test_details.json").write_text('{"classes": [')
     assert "test_details.json is damaged" in page_of(folder)
     (folder / "summary.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"summary\.json is damaged \(it holds no JSON object\); delete it and run"):
+    with pytest.raises(UserError, match=r"summary\.json is damaged \(no JSON object\); delete it, and run"):
         page_of(folder)
     with pytest.raises(UserError, match="no results in .*; train first"):
         Learner(recipe.get_config(), tmp_path / "nowhere").report()
@@ -164,7 +164,7 @@ def test_damaged_files_are_said(tmp_path):
 
 def test_an_unfinished_run_has_its_curves(tmp_path):
     text = page_of(made.write(tmp_path / "run", summary=None, test_details=None, network=None))
-    assert titles(text) == ["Result", "What was done", "Curves"] and "Not finished" in text
+    assert titles(text) == ["Result", "Setup", "Curves"] and "Not finished" in text
 
 
 def test_wilson_by_hand():

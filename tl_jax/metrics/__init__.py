@@ -1,4 +1,4 @@
-"""Types that evaluations share."""
+"""Types shared by evaluations."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -7,20 +7,20 @@ from typing import Any, NamedTuple
 Variables = Mapping[str, Any]  # {"params": ..., "batch_stats": ...}
 
 
-Batch = Mapping[str, Any]  # arrays with the examples on the leading axis; "mask" (N,) is 0 where a row is padding
+Batch = Mapping[str, Any]  # arrays with the examples on the leading axis; "mask" (N,) is 0 for padding
 
 
-Sums = Mapping[str, tuple[Any, Any]]  # metric name -> (sum, count), divided once at the very end
+Sums = Mapping[str, tuple[Any, Any]]  # metric -> (sum, count), divided at the end
 
 
 class Evaluation(NamedTuple):
-    """Metrics that need all predictions of a split at once.
+    """Metrics that need all predictions on a split.
 
     Attributes:
-        values: metrics by name.
+        values: metric -> value.
         per_class: class -> numbers by name, such as ``precision``, ``recall``, ``f1`` and ``examples``.
-        missing: metrics that there is too little data for, and why.
-        predictions: with their labels, as ``Task.test_details`` and ``Task.report`` take them.
+        missing: metric -> reason, for metrics with too little data.
+        predictions: predictions with labels, for ``Task.test_details`` and ``Task.report``.
     """
 
     values: Mapping[str, float]

@@ -1,4 +1,4 @@
-"""Scores of probabilities against labels: area under the ROC curve, sensitivity, calibration error, temperature."""
+"""Metrics of probabilities and labels: area under the ROC curve, sensitivity, calibration error, temperature."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,14 +10,14 @@ from tl_jax.metrics import Batch
 
 
 class Predictions(NamedTuple):
-    """Probabilities float64 (N, K) and labels int (N,) of the examples of a part, in its order."""
+    """Probabilities float64 (N, K) and labels int (N,) of the examples of a split, in order."""
 
     probabilities: np.ndarray
     labels: np.ndarray
 
 
 def collect_predictions(predictions: Sequence[Any], batches: Sequence[Batch]) -> Predictions:
-    """Return probabilities and labels of batches, padding left out."""
+    """Concatenate the probabilities and labels of batches, without padding."""
     masks = [np.asarray(batch["mask"]) > 0 for batch in batches]
     probabilities = np.concatenate(
         [np.asarray(rows, np.float64)[kept] for rows, kept in zip(predictions, masks, strict=True)]
@@ -27,12 +27,12 @@ def collect_predictions(predictions: Sequence[Any], batches: Sequence[Batch]) ->
 
 
 class Bins(NamedTuple):
-    """B bins of examples by the probability of the class they are taken for: each (B,), 0 where a bin is empty.
+    """B bins of examples by the probability of the predicted class; each (B,), 0 for empty bins.
 
     Attributes:
-        confidence: the mean of that probability.
-        accuracy: the share that is right.
-        share: of all examples.
+        confidence: mean probability of the predicted class.
+        accuracy: share of correct predictions.
+        share: share of all examples.
     """
 
     confidence: np.ndarray
@@ -45,28 +45,28 @@ class Bins(NamedTuple):
         return float((self.share * np.abs(self.accuracy - self.confidence)).sum())
 
 
-MAX_TEMPERATURE = 20.0  # temperature, and 1 / lowest, between which one is fitted
+MAX_TEMPERATURE = 20.0  # a temperature is fitted in [1 / MAX_TEMPERATURE, MAX_TEMPERATURE]
 
 
-NUM_BINS = 15  # of the calibration error, as Guo et al. 2017 have it
-NUM_RESAMPLES = 1000  # of a bootstrap
-RESAMPLE_CHUNK = 50  # of these at once
+NUM_BINS = 15  # bins of the calibration error, as in Guo et al. 2017
+NUM_RESAMPLES = 1000  # resamples of a bootstrap
+RESAMPLE_CHUNK = 50  # resamples per step
 
 
 def auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Return the area under the ROC curve: how often a positive example scores higher than a negative one.
+    """Return the area under the ROC curve: the probability that a positive example scores higher than a negative one.
 
     Args:
         scores: (N,), higher for positive.
-        positive: (N,) of bool.
-        weights: (..., N) of the examples, 1 each if None; ties count half.
+        positive: bool (N,).
+        weights: (..., N) of the examples; None for 1. Ties count half.
 
     Returns:
-        (...,), NaN where one of the two kinds has no weight.
+        (...,), NaN if all positive, or all negative, examples have no weight.
     """
     weights = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
     order = np.argsort(scores, kind="stable")
-    first = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # of each run of equal scores
+    first = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # start of each run of equal scores
     positives, negatives = (
         np.add.reduceat((weights * side)[..., order], first, axis=-1) for side in (positive, ~positive)
     )
@@ -76,15 +76,15 @@ def auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = N
 
 
 def mean_auc(probabilities: np.ndarray, labels: np.ndarray, positive: int, weights: np.ndarray | None = None):
-    """Return the area of the class ``positive`` of two, or of more the mean over classes, each against the rest.
+    """Return the area of the class ``positive`` of two, or for more classes the one-vs-rest mean.
 
     Args:
         probabilities: (N, K).
         labels: (N,).
-        positive: of two classes.
-        weights: as of ``auc``.
+        positive: class of interest, for two classes.
+        weights: as in ``auc``.
 
-    Classes that no label has, or all have, are left out of the mean; NaN where that leaves none.
+    Classes with no label, or with all labels, are left out of the mean; NaN if none remains.
     """
     if probabilities.shape[1] == 2:
         return auc(probabilities[:, positive], labels == positive, weights)
@@ -99,15 +99,15 @@ def mean_auc(probabilities: np.ndarray, labels: np.ndarray, positive: int, weigh
 def auc_interval(
     probabilities: np.ndarray, labels: np.ndarray, positive: int, groups: np.ndarray | None, seed: int = 0
 ):
-    """Return the lowest and highest of the middle 95 % of ``mean_auc`` over bootstrap resamples.
+    """Return the 95 % percentile bootstrap interval of ``mean_auc``.
 
-    Whole groups are drawn (the cluster bootstrap: pictures of one patient say less than as many of different ones), or
-    single examples where there are none. A resample without one of the classes is left out.
+    Groups are resampled if there are any (the cluster bootstrap: images of one patient are correlated), else examples.
+    Resamples without one of the classes are dropped.
 
     Args:
-        probabilities, labels, positive: as of ``mean_auc``.
+        probabilities, labels, positive: as in ``mean_auc``.
         groups: (N,), or None.
-        seed: of the resamples.
+        seed: random seed.
     """
     group_ids = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
     weight_chunks = _resample_weights(group_ids, int(group_ids.max()) + 1, seed)
@@ -117,14 +117,14 @@ def auc_interval(
 
 
 def _resample_weights(group_ids: np.ndarray, num_groups: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield how often each example is drawn (RESAMPLE_CHUNK, N)."""
+    """Yield the multiplicity of each example in resamples (RESAMPLE_CHUNK, N)."""
     rng = np.random.default_rng(seed)
     for _ in range(NUM_RESAMPLES // RESAMPLE_CHUNK):
         yield rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), RESAMPLE_CHUNK)[:, group_ids]
 
 
 class OperatingPoint(NamedTuple):
-    """A threshold (positive from there on), the share of positives above it and of negatives below it."""
+    """A threshold (positive if at least it), its sensitivity and its specificity."""
 
     threshold: float
     sensitivity: float
@@ -132,25 +132,25 @@ class OperatingPoint(NamedTuple):
 
 
 def operating_point(scores: np.ndarray, positive: np.ndarray, specificity: float) -> OperatingPoint:
-    """Return the point of the ROC curve with the most sensitivity among those of at least ``specificity``.
+    """Return the point of the ROC curve with the highest sensitivity among those of at least ``specificity``.
 
     Args:
         scores: (N,), higher for positive.
-        positive: (N,) of bool, with both kinds.
+        positive: bool (N,), with both values.
         specificity: in [0, 1].
     """
-    from sklearn.metrics import roc_curve  # takes a second
+    from sklearn.metrics import roc_curve  # takes 1 s
 
     fpr, tpr, thresholds = roc_curve(positive, scores, drop_intermediate=False)
-    allowed = np.flatnonzero(fpr <= 1 - specificity + 1e-9)  # 1 - 0.9 is less than a tenth
-    best = allowed[tpr[allowed].argmax()]  # of equals the one with the highest threshold
+    allowed = np.flatnonzero(fpr <= 1 - specificity + 1e-9)  # 1 - 0.9 is less than 0.1
+    best = allowed[tpr[allowed].argmax()]  # the highest threshold of equal ones
     return OperatingPoint(float(thresholds[best]), float(tpr[best]), float(1 - fpr[best]))
 
 
 def mean_sensitivity(probabilities: np.ndarray, labels: np.ndarray, positive: int | None, specificity: float) -> float:
-    """Return the sensitivity at ``specificity`` of the class ``positive``, or of each against the rest, the mean.
+    """Return the sensitivity at ``specificity`` of the class ``positive``, or the one-vs-rest mean.
 
-    NaN where the labels have no such class, or no other.
+    NaN if the labels have no such class, or no other.
     """
     candidates = range(probabilities.shape[1]) if positive is None else (positive,)
     present = [k for k in candidates if 0 < (labels == k).sum() < len(labels)]
@@ -159,7 +159,7 @@ def mean_sensitivity(probabilities: np.ndarray, labels: np.ndarray, positive: in
 
 
 def reliability_bins(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS) -> Bins:
-    """Sort N examples by their largest probability of (N, K) into bins of equal width, (low, high]; 0 where empty."""
+    """Bin N examples by the largest probability of (N, K) into bins of equal width, (low, high]; 0 for empty bins."""
     confidence = probabilities.max(1)
     indices = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
     counts = np.bincount(indices, minlength=num_bins)
@@ -171,24 +171,24 @@ def reliability_bins(probabilities: np.ndarray, labels: np.ndarray, num_bins: in
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Return the probabilities (..., K) whose logits are divided by ``temperature``."""
+    """Return the probabilities (..., K) with logits divided by ``temperature``."""
     logits = np.log(np.maximum(probabilities, 1e-30)) / temperature
     exponentials = np.exp(logits - logits.max(-1, keepdims=True))
     return exponentials / exponentials.sum(-1, keepdims=True)
 
 
 def log_likelihoods(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the logarithm of each label's probability (N,), in nats, of probabilities (N, K)."""
+    """Return the log probability of each label (N,), in nats, from probabilities (N, K)."""
     return np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-30))
 
 
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean negative logarithm of the labels' probabilities, in nats."""
+    """Return the mean negative log probability of the labels, in nats."""
     return float(-log_likelihoods(probabilities, labels).mean())
 
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the temperature in [0.05, 20] with the least ``log_loss`` (Guo et al. 2017, arXiv:1706.04599)."""
+    """Return the temperature in [0.05, 20] that minimizes ``log_loss`` (Guo et al. 2017, arXiv:1706.04599)."""
     from scipy.optimize import minimize_scalar
 
     def loss(log_t: float) -> float:

@@ -1,4 +1,4 @@
-"""Mean average precision of boxes, computed by COCO's own code."""
+"""Mean average precision of boxes, computed with COCO's own code."""
 
 import contextlib
 import functools
@@ -14,16 +14,15 @@ from tl_jax.metrics.sequence import Evaluator
 from tl_jax.utils.errors import join_names
 from tl_jax.utils.extras import require_extra
 
-ALL_SIZES, MAX_DETECTIONS = 0, -1  # of COCO's areas and numbers of boxes: every size, 100 boxes of a picture
-MAX_LISTED = 5  # names of classes in a message
+ALL_SIZES, MAX_DETECTIONS = 0, -1  # indices of COCO's areas and numbers of boxes: every size, 100 boxes per image
+MAX_LISTED = 5  # class names in a message
 
 
 def box_evaluator(classes: Sequence[str]) -> Evaluator:
     """Return the evaluator of boxes (N, D, 6), rows (x0, y0, x1, y1, class, score), against labels (N, M, 6).
 
-    ``map`` is the mean over the classes that there are of the average precision, itself a mean over the IoU from which
-    on a box counts as found, 0.5 to 0.95 in steps of 0.05; ``map50`` is that at 0.5. Precision is read at 101 values of
-    recall. Crowds count for nothing.
+    ``map`` is the mean over occurring classes of the average precision, itself a mean over IoU thresholds of 0.5 to
+    0.95 in steps of 0.05; ``map50`` is that at 0.5. Precision is sampled at 101 values of recall. Crowds are ignored.
     """
     return functools.partial(_evaluate_boxes, tuple(classes))
 
@@ -46,17 +45,17 @@ def _evaluate_boxes(classes: tuple[str, ...], predictions: Sequence[Any], batche
         if known[k]
     }
     absent = [name for k, name in enumerate(classes) if not known[k]]
-    reason = "needs objects of the class; the mean leaves it out"
+    reason = "needs objects of the class, so the mean does not include it"
     missing = {f"map of {join_names(absent, MAX_LISTED)}": reason} if absent else {}
     return Evaluation(values, per_class, missing, boxes)
 
 
 def average_precisions(truth: Sequence[np.ndarray], boxes: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
-    """Return the average precision (10, K) at IoU 0.5, 0.55, ..., 0.95; NaN for a class that is nowhere.
+    """Return the average precision (10, K) at IoU 0.5, 0.55, ..., 0.95; NaN for a class without objects.
 
     Args:
-        truth: labels (M, 6) of each picture, see ``data.detection.build_dataset``.
-        boxes: boxes (D, 6) of each picture; those with the score 0 are none.
+        truth: labels (M, 6) of each image, see ``data.detection.build_dataset``.
+        boxes: boxes (D, 6) of each image; a score of 0 is padding.
         num_classes: K.
     """
     with require_extra("detection"):
@@ -64,13 +63,13 @@ def average_precisions(truth: Sequence[np.ndarray], boxes: Sequence[np.ndarray],
         from pycocotools.cocoeval import COCOeval
 
     with _silence_stdout():
-        coco: Any = COCO()  # whose annotations are of a set read from a file
+        coco: Any = COCO()  # annotated for a data set read from a file
         coco.dataset = {
             "images": [{"id": i} for i in range(len(truth))],
             "categories": [{"id": k} for k in range(num_classes)],
             "annotations": [
                 {"id": i, **row} for i, row in enumerate(_truth_rows(truth), start=1)
-            ],  # an id of 0 is lost
+            ],  # pycocotools ignores the id 0
         }
         coco.createIndex()
         detections = list(_detection_rows(boxes))
@@ -104,12 +103,12 @@ def _detection_rows(boxes: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
 
 
 def _coco_box(row: np.ndarray) -> list[float]:
-    """Return a box as COCO has it: x, y, width, height."""
+    """Return a box in COCO's format: x, y, width, height."""
     return [row[0], row[1], row[2] - row[0], row[3] - row[1]]
 
 
 @contextlib.contextmanager
 def _silence_stdout() -> Iterator[None]:
-    """Keep to itself what pycocotools prints at every step."""
+    """Suppress the output of pycocotools at every step."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -1,7 +1,7 @@
-"""95 % confidence intervals of test metrics: of one run, of a mean over seeds, and of the difference of two.
+"""95 % confidence intervals of test metrics: of one run, of a mean over seeds, and of a difference of means.
 
-An interval over seeds covers the randomness of training only. All seeds share one test set, and with a few hundred
-test examples its sampling is the larger share of the uncertainty; the intervals here cover it.
+An interval over seeds covers only the randomness of training. All seeds share one test set, whose sampling dominates
+the uncertainty with a few hundred test examples; the intervals here cover it.
 """
 
 import math
@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import ndtri  # scipy.stats has the interval, and takes 0.7 s to import
+from scipy.special import ndtri  # scipy.stats takes 0.7 s to import
 
-NUM_RESAMPLES = 1000  # of a bootstrap
-RESAMPLE_CHUNK = 50  # of these at once
-MAX_CLASSES = 200  # classes of which confusions are resampled
+NUM_RESAMPLES = 1000  # resamples of a bootstrap
+RESAMPLE_CHUNK = 50  # resamples per step
+MAX_CLASSES = 200  # classes up to which confusions are resampled
 
 
 def run_intervals(summary: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, tuple[float, float, str]]:
-    """Return low end, high end and how they were found, by metric, of those whose interval is known.
+    """Return metric -> (low, high, method), for metrics with an interval.
 
     Args:
-        summary: of the run.
-        details: of its test part, {} where they were not written.
+        summary: summary of the run.
+        details: details of its test split, {} if missing.
     """
     intervals: dict[str, tuple[float, float, str]] = {}
     metrics, stored = summary.get("metrics", {}), summary.get("intervals", {})
@@ -29,7 +29,7 @@ def run_intervals(summary: Mapping[str, Any], details: Mapping[str, Any]) -> dic
         intervals["auc"] = (*stored["auc"], f"auc by a bootstrap over {stored['over']}")
     for name, ends in summary.get("intervals95", {}).items():
         intervals[name] = (*ends, "by a bootstrap over people")
-    if "confusion" not in details or "sentences" in details:  # words of one sentence are no independent examples
+    if "confusion" not in details or "sentences" in details:  # words of one sentence are not independent
         return intervals
     counts = np.asarray(details["confusion"]).reshape(-1, 3)
     hits, total = int(counts[counts[:, 0] == counts[:, 1], 2].sum()), int(counts[:, 2].sum())
@@ -37,7 +37,7 @@ def run_intervals(summary: Mapping[str, Any], details: Mapping[str, Any]) -> dic
     if metrics.get("accuracy") is not None and has_groups and len(set(details["groups"])) > 1:
         ends, num_groups = grouped_interval(np.asarray(list(map(int, details["right"]))), np.asarray(details["groups"]))
         intervals["accuracy"] = (*ends, f"accuracy by a bootstrap over {num_groups:,} groups")
-    elif metrics.get("accuracy") is not None and not has_groups:  # one patient says nothing of others
+    elif metrics.get("accuracy") is not None and not has_groups:  # a single group gives no interval
         intervals["accuracy"] = (*wilson_interval(hits, total), f"accuracy by Wilson's score over {total:,} examples")
     others = [name for name in ("f1", "matthews") if metrics.get(name) is not None]
     if others and len(details["classes"]) <= MAX_CLASSES:
@@ -57,17 +57,17 @@ def wilson_interval(hits: float, total: float) -> tuple[float, float]:
 
 
 def grouped_interval(right: np.ndarray, groups: np.ndarray) -> tuple[tuple[float, float], int]:
-    """Return the middle 95 % of the share of right examples over resamples of whole groups, and their number G.
+    """Return the 95 % cluster bootstrap interval of the share of correct examples, and the number of groups G.
 
-    Images of one patient say less than as many of different ones (the cluster bootstrap; Field & Welsh 2007).
+    Images of one patient are correlated, so groups are resampled (Field & Welsh 2007).
 
     Args:
         right: (N,) of 0 and 1.
-        groups: (N,), which of G groups each belongs to, from 0.
+        groups: (N,) group of each example, in [0, G).
     """
     hits, sizes = np.bincount(groups, right), np.bincount(groups)
     rng, shares = np.random.default_rng(0), []
-    for _ in range(NUM_RESAMPLES // RESAMPLE_CHUNK):  # all at once they would need a gigabyte for 100,000 groups
+    for _ in range(NUM_RESAMPLES // RESAMPLE_CHUNK):  # all at once would need 1 GB for 100,000 groups
         drawn = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), RESAMPLE_CHUNK)
         shares.append((drawn @ hits) / (drawn @ sizes))
     low, high = np.quantile(np.concatenate(shares), (0.025, 0.975)).tolist()
@@ -75,47 +75,47 @@ def grouped_interval(right: np.ndarray, groups: np.ndarray) -> tuple[tuple[float
 
 
 def paired_interval(differences: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float]:
-    """Return the middle 95 % of the mean difference of two predictors over resamples of the test examples.
+    """Return the 95 % bootstrap interval of the mean difference of two predictors over test examples.
 
-    Both are tested on the same examples, so what makes one of them hard for both drops out (Efron and Tibshirani 1993).
+    Both are tested on the same examples, so the difficulty of an example cancels (Efron and Tibshirani 1993).
 
     Args:
-        differences: (N,), such as those of being right or of the log loss.
-        groups: (N,) of whole groups that are drawn; None draws single examples.
+        differences: (N,), for example of correctness or of the log loss.
+        groups: (N,) groups to resample; None resamples examples.
     """
     return grouped_interval(differences, np.arange(len(differences)) if groups is None else groups)[0]
 
 
 def _resample_confusions(counts: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
-    """Return macro F1 and Matthews' correlation (R,) of test parts drawn anew; confusions say all they need."""
+    """Return macro F1 and Matthews correlation (R,) of resampled test splits, from confusions."""
     total = int(counts[:, 2].sum())
     resampled = np.random.default_rng(0).multinomial(total, counts[:, 2] / total, NUM_RESAMPLES)  # (R, C)
     true_class, predicted_class = (np.eye(num_classes)[counts[:, column]] for column in (0, 1))  # (C, K)
     hits = resampled @ (true_class * predicted_class)
     labelled, predicted = resampled @ true_class, resampled @ predicted_class
     f1 = 2 * hits / np.maximum(labelled + predicted, 1)
-    occurring = ((labelled + predicted) > 0).sum(1)  # as scikit-learn's macro average has it
+    occurring = ((labelled + predicted) > 0).sum(1)  # as in scikit-learn's macro average
     covariance = hits.sum(1) * total - (labelled * predicted).sum(1)
     spread = (total**2 - (predicted**2).sum(1)) * (total**2 - (labelled**2).sum(1))
     return {"f1": f1.sum(1) / occurring, "matthews": covariance / np.sqrt(np.maximum(spread, 1))}
 
 
-NORMAL_QUANTILE = 1.959964  # the quantile of 97.5 %
+NORMAL_QUANTILE = 1.959964  # 97.5 % quantile
 
 
 class RunFiles(NamedTuple):
-    """The files ``summary.json`` and ``test_details.json`` of a run, {} for one that was not written."""
+    """``summary.json`` and ``test_details.json`` of a run, {} for a missing one."""
 
     summary: Mapping[str, Any]
     details: Mapping[str, Any]
 
 
 def mean_half_width(metric: str, runs: Sequence[RunFiles]) -> float | None:
-    """Return half the width of the 95 % interval of the mean over ``runs`` by sampling of test examples alone.
+    """Return the half-width of the 95 % interval of the mean over ``runs`` from sampling test examples only.
 
-    For the accuracy it is Wilson's, with as many examples as the shares of seeds that are right about each of them vary
-    like, or that of ``grouped_interval`` if examples have groups. For other metrics it is the mean of what the runs'
-    own intervals have (see ``run_intervals``), None if one has none.
+    For the accuracy it is Wilson's, with the effective number of examples from the variance of the share of correct
+    seeds per example, or that of ``grouped_interval`` if examples have groups. For other metrics it is the mean over
+    the intervals of the runs (see ``run_intervals``), None if one has none.
     """
     if metric == "accuracy" and _is_paired(runs):
         correct = [_correct(run) for run in runs]
@@ -134,11 +134,11 @@ def mean_half_width(metric: str, runs: Sequence[RunFiles]) -> float | None:
 
 
 def difference_half_width(metric: str, ours: Sequence[RunFiles], theirs: Sequence[RunFiles]) -> float | None:
-    """Return the same of the mean of ``ours`` minus that of ``theirs``, paired by test example.
+    """Return the half-width for the mean of ``ours`` minus that of ``theirs``, paired by test example.
 
-    It is known for the accuracy, if every run says which examples it is right about. Half an example is added to each
-    of the four cases of a pair (Agresti and Min 2005), so that two arms with the same mistakes have an interval too.
-    If examples have groups, the gains of a group are one (the cluster-robust variance, Liang and Zeger 1986).
+    It is known for the accuracy, if every run has its correct examples. Half an example is added to each of the four
+    cases of a pair (Agresti and Min 2005), so that two arms with the same mistakes have an interval. With groups, the
+    gains within a group are summed (the cluster-robust variance, Liang and Zeger 1986).
     """
     if metric != "accuracy" or not _is_paired([*ours, *theirs]):
         return None
@@ -153,10 +153,10 @@ def difference_half_width(metric: str, ours: Sequence[RunFiles], theirs: Sequenc
 
 
 def combine_half_widths(seeds: float | None, test: float | None) -> float | None:
-    """Return half the width of the interval that holds both, None if one of them is unknown.
+    """Return the half-width of an interval that covers both causes, None if one is unknown.
 
-    Squares add up, as variances of independent causes do. What the two have in common, the chance by which one seed is
-    right about one example, counts twice, so that the interval is a little too wide rather than too narrow.
+    Squares add, as variances of independent causes do. Their common part, the randomness of one seed on one example,
+    counts twice, so the interval is slightly too wide rather than too narrow.
     """
     return None if seeds is None or test is None else math.hypot(seeds, test)
 
@@ -166,7 +166,7 @@ def _correct(run: RunFiles) -> np.ndarray:
 
 
 def _is_paired(runs: Sequence[RunFiles]) -> bool:
-    """Whether every run says which examples it is right about, of test sets with the same number of each label."""
+    """Return whether every run has its correct examples, on test splits with the same number of each label."""
     if not runs or not all(run.details.get("right") for run in runs):
         return False
     rows = (np.asarray(run.details["confusion"]).reshape(-1, 3) for run in runs)

@@ -1,4 +1,4 @@
-"""Scores of a whole split: of classes as scikit-learn computes them, of entities as seqeval does."""
+"""Metrics of a split of texts: of classes as in scikit-learn, of entities as in seqeval."""
 
 import functools
 from collections import Counter
@@ -15,15 +15,15 @@ from tl_jax.utils.errors import join_names
 
 Evaluator = Callable[[Sequence[Any], Sequence[Batch]], Evaluation]
 COLUMNS = ("precision", "recall", "f1", "examples")
-UNREAD = "(not read)"  # prediction for a word that the network does not read, if no tag says "nothing"
-MAX_LISTED = 8  # absent classes that are named
+UNREAD = "(not read)"  # prediction for a word that is not read, if there is no tag "O"
+MAX_LISTED = 8  # absent classes in a message
 
 
 class Tags(NamedTuple):
-    """Tags of all words of N sentences, as labelled and as predicted, in the order of the batches.
+    """Labelled and predicted tags of all words of N sentences, in the order of the batches.
 
-    A word that the network does not read, because it lies behind the length limit or has no token, is predicted as
-    "O", or as ``UNREAD`` if the data has no such tag.
+    A word that the network does not read, because it is truncated or has no token, is predicted as "O", or as
+    ``UNREAD`` if the data have no such tag.
     """
 
     labels: list[list[str]]
@@ -31,19 +31,19 @@ class Tags(NamedTuple):
 
 
 def text_evaluator(classes: Sequence[str]) -> Evaluator:
-    """Return the evaluator of texts: ``f1`` is the macro-F1, ``matthews`` Matthews' correlation.
+    """Return the evaluator of texts: ``f1`` is the macro-F1, ``matthews`` the Matthews correlation.
 
-    The macro-F1 is the mean over the classes that occur in the labels or the predictions, as in scikit-learn.
+    The macro-F1 is the mean over the classes in the labels or the predictions, as in scikit-learn.
     """
     return functools.partial(_evaluate_texts, tuple(classes))
 
 
 def token_evaluator(classes: Sequence[str]) -> Evaluator:
-    """Return the evaluator of tagged words: of entities if the tags follow a scheme of these, else of words.
+    """Return the evaluator of tagged words: of entities if the tags follow a scheme for them, else of words.
 
-    ``f1`` is then that of whole entities, found or not, kind and both ends right (micro, as CoNLL's and seqeval's), so
-    that it does not depend on the scheme; ``data.conll`` says which ones are known. Otherwise it is the macro-F1 over
-    words. Words that the network does not read count as missed.
+    ``f1`` of entities is the micro-F1 over exact matches of kind and both ends, as in CoNLL's script and seqeval, so it
+    does not depend on the scheme; see ``data.conll`` for the schemes. ``f1`` of words is the macro-F1. Words that the
+    network does not read count as missed.
     """
     scheme = find_scheme(classes)
     evaluate = functools.partial(_evaluate_entities, scheme) if scheme.name else _evaluate_words
@@ -51,7 +51,7 @@ def token_evaluator(classes: Sequence[str]) -> Evaluator:
 
 
 def collect_tags(classes: Sequence[str], predictions: Sequence[Any], batches: Sequence[Batch]) -> Tags:
-    """Return the tags of whole sentences from the predicted classes (B, L) of the tokens of each batch."""
+    """Return the tags of sentences from the predicted classes (B, L) of the tokens in each batch."""
     outside = find_scheme(classes).outside or UNREAD
     tagged = Tags([], [])
     for rows, batch in zip(predictions, batches, strict=True):
@@ -81,24 +81,24 @@ def _evaluate_words(classes: tuple[str, ...], predictions: Sequence[Any], batche
 
 
 def _class_scores(classes: tuple[str, ...], true: np.ndarray, predicted: np.ndarray, predictions: Any) -> Evaluation:
-    """Return the scores of labels and predictions (N,); a prediction may be K, none of the classes."""
-    from sklearn.metrics import matthews_corrcoef, precision_recall_fscore_support  # takes a second
+    """Return the scores of labels and predictions (N,); a prediction of K is none of the classes."""
+    from sklearn.metrics import matthews_corrcoef, precision_recall_fscore_support  # takes 1 s
 
     class_ids = [i for i in range(len(classes)) if (true == i).any() or (predicted == i).any()]
     options: dict[str, Any] = {"labels": class_ids, "zero_division": 0}
-    # scikit-learn has no types, and those that are guessed of it are of averages.
+    # scikit-learn is untyped, and the inferred types are those of averages.
     scores = cast(tuple[np.ndarray, ...], precision_recall_fscore_support(true, predicted, **options))
     per_class = {classes[i]: _class_row(*(column[row] for column in scores)) for row, i in enumerate(class_ids)}
     values = {"f1": float(np.mean(scores[2])), "matthews": float(matthews_corrcoef(true, predicted))}
-    absent = [name for i, name in enumerate(classes) if not (true == i).any()]  # the same whatever is predicted
+    absent = [name for i, name in enumerate(classes) if not (true == i).any()]  # independent of the predictions
     return Evaluation(values, per_class, _missing_classes(absent), predictions)
 
 
 def _missing_classes(absent: Sequence[str]) -> dict[str, str]:
-    """Return what to say of classes that no label of the split has."""
+    """Return metric -> reason for classes without a label in the split."""
     if not absent:
         return {}
-    return {f"f1 of {join_names(absent, MAX_LISTED)}": "needs examples of the class, and there are none in this split"}
+    return {f"f1 of {join_names(absent, MAX_LISTED)}": "needs examples of the class, which this split lacks"}
 
 
 def _evaluate_entities(
@@ -125,7 +125,7 @@ def _precision_recall(labelled: int, predicted: int, right: int) -> dict[str, fl
 
 
 def _with_accuracy(evaluation: Evaluation, batches: Sequence[Batch]) -> Evaluation:
-    """Add the accuracy over all words if some are not read; otherwise the task's own metric has it."""
+    """Add the accuracy over all words if some are not read; otherwise it is the metric of the task."""
     if all((np.asarray(batch["read"]) > 0)[np.asarray(batch["tags"]) != IGNORED].all()
            for batch in batches if "read" in batch):  # fmt: skip
         return evaluation
@@ -139,5 +139,5 @@ def _class_row(*numbers: Any) -> dict[str, float]:
 
 
 def predicted_classes(classes: Sequence[str], tagged: Tags) -> tuple[str, ...]:
-    """Return the classes that ``tagged`` speaks of: those of the data, and ``UNREAD`` if a word was not read."""
+    """Return the classes of ``tagged``: those of the data, and ``UNREAD`` if a word was not read."""
     return (*classes, UNREAD) if any(UNREAD in tags for tags in tagged.predictions) else tuple(classes)

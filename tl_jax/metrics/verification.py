@@ -1,7 +1,7 @@
-"""How well embeddings tell people apart: pairs of pictures verified, pictures identified. NumPy only.
+"""Metrics of face embeddings: verification of pairs of images, and identification. NumPy only.
 
-A pair is accepted where its cosine is at least a threshold: TAR is the share of pairs of one person that are accepted,
-FAR that of pairs of different people.
+A pair is accepted if its cosine is at least a threshold: TAR is the accepted share of pairs of one person, FAR that of
+pairs of different people.
 """
 
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ import numpy as np
 
 from tl_jax.utils.errors import UserError
 
-NUM_FOLDS = 10  # of the accuracy, as in LFW (Huang et al. 2007)
-MAX_PAIRS = 500_000  # of different people; where there are more, so many are drawn
-FAR_LEVELS = {"tar_at_1e-2": 1e-2, "tar_at_1e-3": 1e-3}  # FAR at which TAR is given
+NUM_FOLDS = 10  # folds of the accuracy, as in LFW (Huang et al. 2007)
+MAX_PAIRS = 500_000  # pairs of different people, a random sample if there are more
+FAR_LEVELS = {"tar_at_1e-2": 1e-2, "tar_at_1e-3": 1e-3}  # FAR at which TAR is reported
 
 
 class Pairs(NamedTuple):
-    """P pairs of N pictures: rows ``first`` and ``second`` int (P,), ``same`` bool (P,), ``fold`` int (P,)."""
+    """P pairs of N images: rows ``first`` and ``second`` int (P,), ``same`` bool (P,), ``fold`` int (P,)."""
 
     first: np.ndarray
     second: np.ndarray
@@ -26,7 +26,7 @@ class Pairs(NamedTuple):
 
 
 class RocCurve(NamedTuple):
-    """ROC, each (T,): ``far`` and ``tar`` rise from 0 to 1 while the threshold falls from infinity."""
+    """An ROC curve, each (T,): ``far`` and ``tar`` rise from 0 to 1 as the threshold falls from infinity."""
 
     far: np.ndarray
     tar: np.ndarray
@@ -34,15 +34,15 @@ class RocCurve(NamedTuple):
 
 
 class Comparisons(NamedTuple):
-    """Scores of pairs of N images of K people, from which all metrics follow; pairs by falling cosine.
+    """Scores of pairs of N images of K people, from which all metrics follow; pairs by decreasing cosine.
 
     Attributes:
         num_identities: K.
-        pair_identities: int (2, P), whose pictures a pair has, in [0, K).
+        pair_identities: int (2, P), the people of a pair, in [0, K).
         scores: cosines float (P,).
         same: bool (P,).
-        correct: bool (P,), whether the threshold of the other folds decides a pair rightly; empty without folds.
-        probe_identities: int (Q,), whose picture was looked up in the gallery.
+        correct: bool (P,), whether the threshold of the other folds classifies a pair correctly; empty without folds.
+        probe_identities: int (Q,), the person of each image that is looked up in the gallery.
         hits: bool (Q,), whether that person was found.
     """
 
@@ -56,9 +56,9 @@ class Comparisons(NamedTuple):
 
 
 def all_pairs(identities: np.ndarray, seed: int = 0, max_pairs: int = MAX_PAIRS) -> Pairs:
-    """Return all pairs of N pictures, or of those of different people ``max_pairs`` drawn by ``seed``.
+    """Return all pairs of N images; of different people at most ``max_pairs`` random ones.
 
-    ``identities`` int (N,) says who is shown; ``seed`` also deals the folds.
+    ``identities`` int (N,) are the people in the images; ``seed`` also determines the folds.
     """
     n, rng = len(identities), np.random.default_rng((seed, 4))
     if n * (n - 1) // 2 <= 4 * max_pairs:
@@ -81,7 +81,7 @@ def all_pairs(identities: np.ndarray, seed: int = 0, max_pairs: int = MAX_PAIRS)
 
 
 def assign_folds(same: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return folds int (P,), dealt at random to the pairs of one person and to those of different people."""
+    """Return folds int (P,), assigned at random within the pairs of one person and of different people."""
     fold = np.empty(len(same), int)
     for subset in (same, ~same):
         fold[subset] = rng.permutation(int(subset.sum())) % NUM_FOLDS
@@ -89,38 +89,38 @@ def assign_folds(same: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def roc_curve(scores: np.ndarray, same: np.ndarray, weights: np.ndarray | None = None) -> RocCurve:
-    """Return the ROC curve of P pairs, with a point for each different score.
+    """Return the ROC curve of P pairs, with a point per distinct score.
 
     Args:
-        scores: float (P,), the higher the more alike.
+        scores: float (P,), higher for more similar.
         same: bool (P,).
-        weights: float (P,), how often a pair counts; None for once.
+        weights: float (P,) of pairs; None for 1.
 
     Raises:
-        UserError: all pairs, as far as they count, are of one kind.
+        UserError: all pairs with weight are of one kind.
     """
     order = np.argsort(-scores, kind="stable")
     falling, weights = scores[order], np.ones(len(scores)) if weights is None else weights[order]
     ends = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)
     accepted, wrong = (np.cumsum(weights * kind[order]) for kind in (same, ~same))
     if not len(scores) or not accepted[-1] or not wrong[-1]:
-        raise UserError("verification takes pairs of one person and pairs of different people; give pictures of both")
+        raise UserError("verification needs pairs of one person and pairs of different people; add images for both")
     far, tar = (np.append(0.0, total[ends] / total[-1]) for total in (wrong, accepted))
     return RocCurve(far, tar, np.append(np.inf, falling[ends]))
 
 
 def auc(curve: RocCurve) -> float:
-    """Return the area under the ROC curve: the chance that a pair of one person is the more alike, ties half."""
+    """Return the area under the ROC curve: the probability that a pair of one person scores higher, ties half."""
     return float(np.trapezoid(curve.tar, curve.far))
 
 
 def tar_at_far(curve: RocCurve, level: float) -> float:
-    """Return the highest TAR of a threshold whose FAR is at most ``level``; nothing is interpolated."""
+    """Return the highest TAR of a threshold with a FAR of at most ``level``, without interpolation."""
     return float(curve.tar[curve.far <= level * (1 + 1e-9)].max())
 
 
 def equal_error_rate(curve: RocCurve) -> float:
-    """Return where FAR and 1 - TAR are equal, on the straight line between the two points around it."""
+    """Return the rate at which FAR equals 1 - TAR, interpolated linearly."""
     gap = curve.far - (1 - curve.tar)  # rises from -1 to 1
     after = int(np.argmax(gap >= 0))
     before = after - 1
@@ -129,9 +129,9 @@ def equal_error_rate(curve: RocCurve) -> float:
 
 
 def best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
-    """Return the threshold with the best mean of TAR and 1 - FAR, half way to the next lower score.
+    """Return the threshold with the best mean of TAR and 1 - FAR, halfway to the next lower score.
 
-    Both kinds of pairs count half, however many there are; in LFW's folds they are as many.
+    Both kinds of pairs have equal weight, whatever their number; in LFW's folds they are equally many.
     """
     curve = roc_curve(scores, same)
     best = 1 + int(np.argmax((curve.tar - curve.far)[1:]))
@@ -139,7 +139,7 @@ def best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
 
 
 def fold_decisions(scores: np.ndarray, same: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Return bool (P,): whether each pair is decided rightly by the threshold that is best on the other folds."""
+    """Return bool (P,): whether the threshold that is best on the other folds classifies each pair correctly."""
     correct = np.empty(len(scores), bool)
     for number in np.unique(fold):
         held = fold == number
@@ -148,24 +148,24 @@ def fold_decisions(scores: np.ndarray, same: np.ndarray, fold: np.ndarray) -> np
 
 
 def accuracy(correct: np.ndarray, same: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Return the share of pairs decided rightly, those of one person and those of different people half each."""
+    """Return the share of correct pairs, with equal weight for pairs of one person and of different people."""
     return float(
         np.mean([np.average(correct[k], weights=None if weights is None else weights[k]) for k in (same, ~same)])
     )
 
 
 def rank_one(embeddings: np.ndarray, identities: np.ndarray, gallery: int) -> tuple[np.ndarray, np.ndarray]:
-    """Look pictures up in a gallery by the highest cosine.
+    """Identify images by the highest cosine in a gallery.
 
     Args:
         embeddings: float (N, E), of length 1.
-        identities: int (N,), who is shown.
-        gallery: pictures of each person that are known, the first in their order; the others are looked up.
+        identities: int (N,), the person in each image.
+        gallery: number of images per person in the gallery, the first ones; the others are looked up.
 
     Returns:
-        Rows int (Q,) of the pictures that were looked up, and whether the nearest one shows the same person (Q,).
+        Rows int (Q,) of the images that were looked up, and whether the nearest image shows the same person (Q,).
     """
-    rank = np.empty(len(identities), int)  # of a picture among those of its person
+    rank = np.empty(len(identities), int)  # rank of an image within its person
     for identity in np.unique(identities):
         rows = np.flatnonzero(identities == identity)
         rank[rows] = np.arange(len(rows))
@@ -179,13 +179,13 @@ def rank_one(embeddings: np.ndarray, identities: np.ndarray, gallery: int) -> tu
 
 def pair_cosines(embeddings: np.ndarray, pairs: Pairs) -> np.ndarray:
     """Return the cosines (P,) of pairs of embeddings (N, E) of length 1."""
-    blocks = np.arange(65536, len(pairs.first), 65536)  # all at once would copy every embedding many times
+    blocks = np.arange(65536, len(pairs.first), 65536)  # bounds the memory
     sides = zip(np.split(pairs.first, blocks), np.split(pairs.second, blocks), strict=True)
     return np.concatenate([np.einsum("pe,pe->p", embeddings[left], embeddings[right]) for left, right in sides])
 
 
 def compare(embeddings: np.ndarray, identities: np.ndarray, pairs: Pairs, gallery: int) -> Comparisons:
-    """Compare the pictures of pairs, and look pictures up in a gallery: see ``rank_one`` for the arguments."""
+    """Score the pairs of images, and look images up in a gallery: see ``rank_one`` for the arguments."""
     names, index = np.unique(identities, return_inverse=True)
     scores = pair_cosines(embeddings, pairs)
     order = np.argsort(-scores, kind="stable")
@@ -198,7 +198,7 @@ def compare(embeddings: np.ndarray, identities: np.ndarray, pairs: Pairs, galler
 
 
 def missing_metrics(comparisons: Comparisons) -> dict[str, str]:
-    """Return the metrics for which there are too few images, with the reason."""
+    """Return metric -> reason for metrics with too few images."""
     impostors = int((~comparisons.same).sum())
     reasons = {
         name: f"needs {round(1 / level):,} pairs of different people; there are {impostors:,}"
@@ -208,7 +208,7 @@ def missing_metrics(comparisons: Comparisons) -> dict[str, str]:
     if not len(comparisons.correct):
         reasons["accuracy"] = f"needs {NUM_FOLDS} pairs of one person and {NUM_FOLDS} of different people"
     if not len(comparisons.hits):
-        reasons["rank1"] = "needs people with more pictures than the gallery takes of each"
+        reasons["rank1"] = "needs people with more images than the gallery has of each"
     return reasons
 
 
@@ -216,8 +216,8 @@ def verification_metrics(comparisons: Comparisons, weights: np.ndarray | None = 
     """Return ``auc``, ``eer``, TAR at ``FAR_LEVELS``, ``accuracy`` over folds and ``rank1``, without missing ones.
 
     Args:
-        comparisons: of pairs and with the gallery.
-        weights: float (K,), how often each person counts; None for once.
+        comparisons: scores of pairs and the gallery.
+        weights: float (K,) of the people; None for 1.
     """
     pair_weights = None
     if weights is not None:
@@ -238,11 +238,11 @@ def verification_metrics(comparisons: Comparisons, weights: np.ndarray | None = 
 def bootstrap_intervals(
     comparisons: Comparisons, replicates: int = 500, seed: int = 0
 ) -> Mapping[str, tuple[float, float]]:
-    """Return 95 % intervals of the figures by a bootstrap over people; {} where there are fewer than three.
+    """Return 95 % intervals of the metrics by a bootstrap over people; {} for fewer than three people.
 
-    Each replicate draws K of the K people; pairs of one person count as often as that person was drawn, pairs of two
-    as the product. Pairs share people, so that drawing pairs would make the intervals too narrow. The thresholds of
-    the folds and the gallery stay.
+    Each replicate draws K of the K people; a pair of one person is weighted by the count of that person, a pair of two
+    by the product. Pairs share people, so resampling pairs would give too narrow intervals. The thresholds of the folds
+    and the gallery are fixed.
     """
     if comparisons.num_identities < 3:
         return {}

@@ -1,1 +1,1 @@
-"""Tables and pictures, made from result files only."""
+"""Tables and figures from result files."""

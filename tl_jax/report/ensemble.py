@@ -1,4 +1,4 @@
-"""What each step of an ensemble adds, as a table for the screen and for the page of the run."""
+"""Comparison of an ensemble with its networks, as a table for the terminal and the report."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ COLUMNS = ("test", "accuracy", "difference in points", "log loss", "difference",
 
 
 def table(report: Mapping[str, Any]) -> html.Table:
-    """Return a row for each way to predict: accuracy and its difference in percent, log loss in nats, and ECE."""
+    """Return a row per way to predict: accuracy and its difference in percent, log loss in nats, and ECE."""
     rows = [
         [
             row["name"],
@@ -26,7 +26,7 @@ def table(report: Mapping[str, Any]) -> html.Table:
 
 
 def _difference(row: Mapping[str, Any], name: str, scale: float, digits: int) -> str:
-    """Return "+0.50 (+0.10 to +0.90)", or nothing for what the others are compared with."""
+    """Return a difference such as "+0.50 (+0.10 to +0.90)"; "" for the reference row."""
     if "difference" not in row:
         return ""
     values = {end: f"{scale * value:+.{digits}f}" for end, value in row["difference"][name].items()}
@@ -34,18 +34,18 @@ def _difference(row: Mapping[str, Any], name: str, scale: float, digits: int) ->
 
 
 def describe(report: Mapping[str, Any]) -> list[str]:
-    """Return in sentences what the table shows."""
+    """Return the notes on the table as sentences."""
     return [
         "Differences are to the mean of the single networks, with 95 % intervals by a bootstrap over "
-        f"{report['over']} of the test split, paired by example; other seeds would move them, too.",
-        f"Two of the networks disagree about {100 * report['disagreement']:.1f} % of the test examples.",
-        f"What predict, evaluate and the summary use: {report['final']}.",
+        f"{report['over']} of the test split, paired by example. They do not cover other seeds.",
+        f"Two networks disagree on {100 * report['disagreement']:.1f} % of the test examples on average.",
+        f"Used for predictions and the summary: {report['final']}.",
         *(f"{note[0].upper()}{note[1:]}." for note in report["notes"]),
     ]
 
 
 def format_text(report: Mapping[str, Any]) -> str:
-    """Return table and sentences for the screen."""
+    """Return the table and its notes as text."""
     rows = [COLUMNS, *table(report).rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -56,6 +56,6 @@ def format_text(report: Mapping[str, Any]) -> str:
 
 
 def section(results: Results) -> html.Section | None:
-    """Return what each step adds, for the page of the run; None if it is no ensemble."""
+    """Return the section on the ensemble; None without one."""
     report = results.summary.get("ensemble")
     return html.Section("", describe(report), [table(report)]) if report else None

@@ -14,9 +14,9 @@ from tl_jax.utils import disk
 
 
 class Table(NamedTuple):
-    """Column names and rows of text; ``is_text`` where these are no numbers, and stand at the left.
+    """A table of text; ``is_text`` aligns its columns left, else right, for numbers.
 
-    One with a ``title`` is folded away behind it.
+    A table with a ``title`` is collapsed.
     """
 
     columns: Sequence[str]
@@ -33,14 +33,14 @@ class Image(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """Markup that is taken as it is, such as a drawing, and what it shows."""
+    """Markup that is not escaped, such as a chart, and its caption."""
 
     html: Markup
     caption: str = ""
 
 
 class Section(NamedTuple):
-    """A heading, paragraphs, and what stands below them."""
+    """A heading, paragraphs, and the blocks below them."""
 
     title: str
     text: Sequence[str] = ()
@@ -98,13 +98,13 @@ _BODY = """{% for section in sections %}<section id="{{ section.title | slug }}"
 
 
 def write_page(path: Path, title: str, sections: Sequence[Section], style: str = "") -> Path:
-    """Write the page; text is taken as text, whatever stands in it.
+    """Write a report; all text is escaped.
 
     Args:
-        path: of the file.
-        title: of the page.
-        sections: from top to bottom.
-        style: CSS that markup in them needs.
+        path: path of the file.
+        title: title of the report.
+        sections: sections from top to bottom.
+        style: additional CSS for markup in the sections.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {
@@ -123,12 +123,12 @@ def to_markdown(table: Table) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in lines)
 
 
-BAR_LENGTH = 30  # characters of a probability of 1
-MAX_CLASSES = 5  # classes, the likeliest first
+BAR_LENGTH = 30  # characters of a bar of probability 1
+MAX_CLASSES = 5  # classes shown, the most likely ones
 
 
 def probability_bars(title: str, classes: Sequence[str], probabilities: np.ndarray) -> list[str]:
-    """Return ``title`` and below it the likeliest of K classes with their probabilities (K,)."""
+    """Return ``title`` and bars of the most likely of K classes with their probabilities (K,)."""
     width = max(map(len, classes))
     bars = [
         f"  {classes[i]:{width}}  {probabilities[i]:.3f}  {'█' * round(BAR_LENGTH * float(probabilities[i]))}"
@@ -138,12 +138,12 @@ def probability_bars(title: str, classes: Sequence[str], probabilities: np.ndarr
 
 
 def facts_table(rows: Mapping[str, str]) -> str:
-    """Return a table of two columns without a head, name and value."""
+    """Return a table of names and values, without a header."""
     return markdown_table(("", ""), list(rows.items()))
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table; what would end a cell or a line is kept from doing so."""
+    """Return a Markdown table, with special characters escaped."""
     header = "| " + " | ".join(columns) + " |" if any(columns) else "|" + " |" * len(columns)
     lines = [header, "|" + "---|" * len(columns)]
     return "\n".join(lines + ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows])

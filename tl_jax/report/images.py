@@ -1,4 +1,4 @@
-"""Image files of a run: augmentation grids, heat maps, tokenized texts, and images with boxes."""
+"""Figures of a run: augmentation grids, heat maps, tokenized texts, and images with boxes."""
 
 import colorsys
 import unicodedata
@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from tl_jax.utils import disk
 
 DPI = 100
-MIN_SIDE = 96  # pixels: smaller pictures are enlarged by a whole factor, to about this side
-GAP = 4  # pixels between pictures
-LETTER_WIDTH = 7  # pixels for each letter of the longest name of a class, at the left
-HEAD_HEIGHT, FOOT_HEIGHT = 52, 64  # pixels for the title with the names of columns, and for the numbers
-MIN_WIDTH = 720  # pixels at least, which the numbers take
+MIN_SIDE = 96  # pixels: smaller images are enlarged by an integer factor to about this side
+GAP = 4  # pixels between images
+LETTER_WIDTH = 7  # pixels per letter of the longest class name, on the left
+HEAD_HEIGHT, FOOT_HEIGHT = 52, 64  # pixels of the title with column names, and of the statistics
+MIN_WIDTH = 720  # pixels, for the statistics
 
 
 def draw_grid(
@@ -27,17 +27,17 @@ def draw_grid(
     path: Path,
     value_range: tuple[float, float] | None = None,
 ) -> Path:
-    """Draw a row for each picture, the original at left and its augmented versions beside it, and save it as a PNG.
+    """Draw a row per image, the original on the left and its augmented versions next to it, and save it as a PNG.
 
-    Every pixel is shown as a square of whole screen pixels of its own colour, nothing is blended or stretched. Below
-    stand the extremes of all values and the shares of them at the ends of the range, which clipping would raise.
+    Each pixel is shown as a square of its own colour, without blending. The extremes of all values and the shares at
+    the ends of the range, which clipping would raise, are printed below.
 
     Args:
         originals: (N, H, W, C), C 1 or 3, uint8 or float.
         augmented: (V, N, H, W, C).
-        names: (N,), of the pictures' classes.
-        title: above the grid.
-        path: of the PNG.
+        names: (N,) class names of the images.
+        title: title of the grid.
+        path: path of the PNG.
         value_range: values shown as black and white; None for (0, 255).
 
     Returns:
@@ -53,7 +53,7 @@ def draw_grid(
     margin = LETTER_WIDTH * max(map(len, names)) + 4 * GAP
     width, height = max(margin + grid.shape[1], MIN_WIDTH), HEAD_HEIGHT + grid.shape[0] + FOOT_HEIGHT
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    figure.figimage(grid, margin, FOOT_HEIGHT, origin="upper")  # not resampled, unlike what an axis shows
+    figure.figimage(grid, margin, FOOT_HEIGHT, origin="upper")  # not resampled, unlike in an axis
 
     _write_text(figure, GAP, 16, title, 10)
     step_y, step_x = (side * zoom + GAP for side in originals.shape[1:3])
@@ -71,51 +71,51 @@ def draw_grid(
 
 
 def describe_range(originals: np.ndarray, augmented: np.ndarray, low: float, high: float) -> str:
-    """Return the extremes of all values, and the shares in percent of those at exactly ``low`` and ``high``."""
+    """Return the extremes of all values, and the percentages at exactly ``low`` and ``high``."""
     lines = []
     for name, values in (("originals", originals), ("augmented", augmented)):
         ends = ", ".join(f"{100 * np.mean(values == end):.2f} % at {end:g}" for end in (low, high))
-        lines.append(f"{name}: smallest {values.min():.6g}, largest {values.max():.6g}; {ends}")
+        lines.append(f"{name}: minimum {values.min():.6g}, maximum {values.max():.6g}; {ends}")
     if not (low <= augmented.min() and augmented.max() <= high):  # NaN is outside
         lines.append(f"OUT OF RANGE: augmented values are not all in [{low:g}, {high:g}]")
     return "\n".join(lines)
 
 
 def _write_text(figure: Any, x: float, y: float, text: str, size: int, **options: str) -> None:
-    """Write at (x, y) in pixels from the top left, centred in height."""
+    """Write text at (x, y) in pixels from the top left, centred vertically."""
     width, height = figure.bbox.size
     figure.text(x / width, 1 - y / height, text, fontsize=size, va="center", **options)
 
 
 def _to_uint8(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return what is shown, uint8 (..., 3): ``low`` is 0 and ``high`` 255."""
+    """Scale values to uint8 (..., 3): ``low`` to 0 and ``high`` to 255."""
     shades = np.nan_to_num((values.astype(np.float64) - low) * (255 / (high - low)))
     shades = np.clip(np.round(shades), 0, 255).astype(np.uint8)
     return np.broadcast_to(shades, (*shades.shape[:-1], 3))
 
 
 def _mosaic(cells: np.ndarray, zoom: int) -> np.ndarray:
-    """Put pictures (rows, columns, H, W, 3), each enlarged by ``zoom``, into one with white gaps after each."""
+    """Tile images (rows, columns, H, W, 3), each enlarged by ``zoom``, with white gaps."""
     cells = cells.repeat(zoom, axis=2).repeat(zoom, axis=3)
     cells = np.pad(cells, ((0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255)
     rows, columns, h, w, _ = cells.shape
     return cells.transpose(0, 2, 1, 3, 4).reshape(rows * h, columns * w, 3)
 
 
-OVERLAY_COLUMNS = 4  # pictures in a row, each beside its overlay
-MAX_CAPTION = 44  # letters of a caption
-OVERLAY_ALPHA = 0.6  # of the colours over the picture, where the map is highest
+OVERLAY_COLUMNS = 4  # images per row, each next to its overlay
+MAX_CAPTION = 44  # characters of a caption
+OVERLAY_ALPHA = 0.6  # opacity of the heat map at its maximum
 
 
 def draw_overlays(inputs: np.ndarray, heatmaps: np.ndarray, captions: Sequence[str], title: str, path: Path) -> Path:
-    """Draw each picture beside itself under its map, and save all as a PNG.
+    """Draw each image next to its overlay with a heat map, and save all as a PNG.
 
     Args:
         inputs: uint8 (N, S, S, 3).
-        heatmaps: (N, h, w), 0 and more; each is shown up to its own largest value.
-        captions: (N,), below each.
-        title: above all.
-        path: of the PNG.
+        heatmaps: (N, h, w), nonnegative; each is scaled by its maximum.
+        captions: (N,), below each image.
+        title: title of the figure.
+        path: path of the PNG.
     """
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
@@ -134,7 +134,7 @@ def draw_overlays(inputs: np.ndarray, heatmaps: np.ndarray, captions: Sequence[s
 
 
 def blend_heatmap(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
-    """Return a picture uint8 (S, S, 3) in grey under the colours of a map (h, w), resized to it."""
+    """Return an image uint8 (S, S, 3) in grey, blended with the colours of a heat map (h, w) resized to it."""
     from matplotlib import colormaps
 
     weight = heatmap / max(float(heatmap.max()), 1e-12)
@@ -145,19 +145,19 @@ def blend_heatmap(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
     return np.rint(grey * (1 - OVERLAY_ALPHA * weight) + colours * OVERLAY_ALPHA * weight).astype(np.uint8)
 
 
-FONT_SIZE, TOKEN_LETTER = 9, 8  # points, and pixels that a letter of that size is wide in a font of equal letters
-TOKEN_COLUMNS = 104  # letters in a line of boxes
-# Pixels: a line of boxes with what stands below them, between texts, around all.
+FONT_SIZE, TOKEN_LETTER = 9, 8  # points, and pixels of a character in a monospaced font of that size
+TOKEN_COLUMNS = 104  # characters per line of boxes
+# Pixels: a line of boxes with the labels below, between texts, margin.
 LINE_HEIGHT, TOKEN_GAP, MARGIN = 32, 12, 14
 FONTS = ("DejaVu Sans Mono", "Noto Sans Mono CJK SC", "Noto Sans CJK SC", "Noto Sans", "Arial Unicode MS")
 PLAIN, SPECIAL, PADDING, SECOND = "plain", "special", "padding", "second"
 COLORS = {PLAIN: "#eef1f5", SPECIAL: "#c9ccd1", PADDING: "white", SECOND: "#cfe3f7"}
-# Of what else has a colour, in the order of the legend: light enough for black letters.
+# Colours of other entries in the order of the legend, light enough for black text.
 OTHER_COLORS = ("#ffc48a", "#a8dba8", "#f3a6a6", "#c9b3e6", "#f5e08a", "#a5dede", "#f0b6d9", "#d7c3a5")
 
 
 class Piece(NamedTuple):
-    """A piece of a text, the colour's name (a key of the legend, or one of ``COLORS``), and what stands below it."""
+    """A token, its colour (a key of the legend, or one of ``COLORS``), and the label below it."""
 
     text: str
     kind: str = PLAIN
@@ -165,20 +165,20 @@ class Piece(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A text: what stands above it, and its pieces."""
+    """A text: its caption, and its tokens."""
 
     caption: str
     pieces: Sequence[Piece]
 
 
 def draw_tokens(texts: Sequence[Text], legend: Mapping[str, str], title: str, path: Path) -> Path:
-    """Draw texts below each other, their pieces as boxes that flow over lines, and save them as a PNG.
+    """Draw texts below each other, with tokens as boxes that wrap, and save them as a PNG.
 
     Args:
-        texts: N.
-        legend: name of each colour -> what it means.
-        title: above all.
-        path: of the PNG.
+        texts: N texts.
+        legend: colour -> its meaning.
+        title: title of the figure.
+        path: path of the PNG.
     """
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
@@ -211,7 +211,7 @@ def draw_tokens(texts: Sequence[Text], legend: Mapping[str, str], title: str, pa
 
 
 def wrap_pieces(pieces: Sequence[Piece]) -> list[list[tuple[int, Piece]]]:
-    """Wrap pieces into lines of at most ``TOKEN_COLUMNS`` letters; return each piece with its first column."""
+    """Wrap tokens into lines of at most ``TOKEN_COLUMNS`` characters; return each with its first column."""
     lines: list[list[tuple[int, Piece]]] = [[]]
     x = 0
     for piece in pieces:
@@ -224,7 +224,7 @@ def wrap_pieces(pieces: Sequence[Piece]) -> list[list[tuple[int, Piece]]]:
 
 
 def piece_width(piece: Piece) -> int:
-    """Return how many letters a piece takes, with what stands below it and some room."""
+    """Return the width of a token and its label in characters, with margins."""
     return max(_text_width(piece.text), _text_width(piece.note)) + 1
 
 
@@ -252,27 +252,27 @@ def _draw_piece(axis: Any, x: float, y: float, piece: Piece, color: str, font: M
 
 
 def _available_fonts() -> list[str]:
-    """Return the fonts that are there; a letter is taken from the first that has it."""
+    """Return the installed fonts; each character uses the first one that has it."""
     from matplotlib import font_manager
 
     installed = set(font_manager.get_font_names())
     return [name for name in FONTS if name in installed]
 
 
-MIN_BOXES_SIDE = 640  # pixels: smaller pictures are enlarged by a whole factor, to about this side
+MIN_BOXES_SIDE = 640  # pixels: smaller images are enlarged by an integer factor to about this side
 BOX_FONT_SIZE = 18  # pixels: readable if the picture is shown at half its size
-HUE_STEP = 0.618  # of the circle of hues between one class and the next: neighbours differ
+HUE_STEP = 0.618  # turns of hue between consecutive classes, so that they differ
 
 
 def draw_boxes(image: np.ndarray, boxes: np.ndarray, classes: Sequence[int], texts: Sequence[str], path: Path) -> Path:
-    """Draw boxes with a text each on a picture, a colour for each class, the first on top, and save it as a PNG.
+    """Draw labelled boxes on an image, one colour per class, the first box on top, and save it as a PNG.
 
     Args:
         image: uint8 (H, W, 3).
         boxes: (B, 4) in pixels.
         classes: (B,) int.
-        texts: (B,).
-        path: of the PNG.
+        texts: (B,) labels.
+        path: path of the PNG.
 
     Returns:
         ``path``.
@@ -292,7 +292,7 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, classes: Sequence[int], tex
 
 
 def outline_boxes(images: np.ndarray, boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Return pictures uint8 (N, H, W, 3) with boxes (N, M, 4) drawn one pixel wide; none where ``classes`` < 0."""
+    """Return images uint8 (N, H, W, 3) with outlines of boxes (N, M, 4), one pixel wide, where ``classes`` >= 0."""
     outlined = []
     for image, image_boxes, image_classes in zip(np.clip(images, 0, 255).astype(np.uint8), boxes, classes, strict=True):
         canvas = Image.fromarray(image)

@@ -1,6 +1,6 @@
 """Plots as PNG and SVG: ROC, reliability diagram, comparison of arms over seeds, learning-rate range test.
 
-SVG charts follow the page's light or dark colours, scale, and need no plotting library.
+SVG charts follow the light or dark mode of the page, and need no plotting library.
 """
 
 import math
@@ -21,29 +21,29 @@ from tl_jax.utils.json_files import read_json
 def plot_roc(
     far: np.ndarray, tar: np.ndarray, marks: Mapping[str, tuple[float, float]], title: str, path: Path
 ) -> Path:
-    """Draw the curve with points on it and save it as a PNG.
+    """Plot an ROC curve with marked points, and save it as a PNG.
 
     Args:
-        far, tar: (T,) rising from 0 to 1.
+        far, tar: (T,) increasing from 0 to 1.
         marks: name -> (FAR, TAR) of a point.
-        title: above the picture.
-        path: of the PNG.
+        title: title of the plot.
+        path: path of the PNG.
     """
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
     figure = Figure(figsize=(6.4, 4.8), dpi=150, layout="constrained")
     axis = figure.subplots()
-    min_far = far[far > 0].min()  # one pair of different people, which FAR 0 cannot be told from
+    min_far = far[far > 0].min()  # a single pair of different people, to show FAR 0 on a log axis
     axis.step(np.maximum(far, min_far), tar, where="post", color="C0")
     chance = np.geomspace(min_far, 1.0, 200)
-    axis.plot(chance, chance, color="grey", linestyle=":", label="by chance")
+    axis.plot(chance, chance, color="grey", linestyle=":", label="chance")
     for i, (name, (x, y)) in enumerate(marks.items()):
         axis.plot(max(x, min_far), y, "o", color=f"C{i + 1}", label=f"{name}: TAR {y:.3f}")
     axis.set_xscale("log")
     axis.set_xlim(min_far, 1.0)
     axis.set_ylim(0.0, 1.02)
-    axis.set_xlabel("FAR: share of pairs of different people that are accepted")
-    axis.set_ylabel("TAR: share of pairs of one person that are accepted")
+    axis.set_xlabel("FAR: accepted share of pairs of different people")
+    axis.set_ylabel("TAR: accepted share of pairs of one person")
     axis.set_title(title, fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right", fontsize=9)
@@ -51,16 +51,16 @@ def plot_roc(
 
 
 def describe_bound(temperature: float) -> str:
-    """Return in words that a fitted temperature is as far as it may go, so that no best one was found; else ""."""
+    """Return a note if a fitted temperature is at a limit, so that there is no optimum; else ""."""
     if temperature < 1.001 / MAX_TEMPERATURE:
-        return "the lowest that is tried: all validation examples are predicted right, and none is best"
+        return "at its lower limit: all validation predictions are correct"
     if temperature > 0.999 * MAX_TEMPERATURE:
-        return "the highest that is tried: probabilities say little of the validation labels, and become nearly equal"
+        return "at its upper limit: probabilities hardly predict the validation labels, and become nearly uniform"
     return ""
 
 
 def plot_reliability(before: Bins, after: Bins, temperature: float, path: Path) -> Path:
-    """Draw both sets of bins beside each other, with the share of examples in each below, and save them as a PNG."""
+    """Plot both reliability diagrams, with the share of examples per bin below, and save them as a PNG."""
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
     figure = Figure(figsize=(8, 5.2), dpi=100, layout="constrained")
@@ -74,18 +74,18 @@ def plot_reliability(before: Bins, after: Bins, temperature: float, path: Path) 
         top.plot((0, 1), (0, 1), "--", color="grey", linewidth=1, label="calibrated")
         top.set(title=f"{title}: calibration error {bins.ece:.3f}", xlim=(0, 1), ylim=(0, 1))
         bottom.bar(centers, bins.share, 1 / count, color="tab:grey", edgecolor="white")
-        bottom.set_xlabel("probability of the class it is taken for")
-    axes[0, 0].set_ylabel("share that is right")
+        bottom.set_xlabel("probability of the predicted class")
+    axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("share of examples")
     axes[0, 0].legend(loc="upper left", frameon=False)
     return disk.save_figure(figure, path)
 
 
-SMOKE_NOTE = "smoke run: it shows that every part works and measures nothing; for results run the recipe without :smoke"
+SMOKE_NOTE = "smoke run: it checks that every part works, and its metrics mean nothing; for results omit :smoke"
 
 
 def t_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]:
-    """Return the mean and the half width of its 95 % interval (Student's t), which one value does not have."""
+    """Return the mean and the half-width of its 95 % interval (Student's t), None for a single value."""
     values = np.asarray(values, float)
     if len(values) < 2:
         return float(values.mean()), None
@@ -96,11 +96,11 @@ def t_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float | Non
 def summarize_comparison(
     workdir: Path, arms: Sequence[str], seeds: Sequence[int], metric: str = "accuracy"
 ) -> dict[str, Any]:
-    """Read ``workdir/ARM/seedN/summary.json`` of every arm and seed and put the comparison together.
+    """Summarize a comparison from ``workdir/ARM/seedN/summary.json`` of every arm and seed.
 
-    The first arm is the one the others are measured against: ``gain`` is its mean advantage over each, paired by seed.
-    Each row has half the widths of three 95 % intervals: ``interval95`` over seeds (Student's t), ``interval95_test``
-    by sampling of test examples alone, which all seeds share, and ``interval95_both`` with both; None if unknown.
+    The first arm is the reference: ``gain`` is its mean advantage over each other arm, paired by seed. Each row has the
+    half-widths of three 95 % intervals, None if unknown: ``interval95`` over seeds (Student's t), ``interval95_test``
+    over test examples only, which all seeds share, and ``interval95_both`` over both.
     """
     folders = {arm: [workdir / arm / f"seed{seed}" for seed in seeds] for arm in arms}
     files = {
@@ -145,7 +145,7 @@ PERCENT_METRICS = ("accuracy", "auc", "f1", "map", "matthews")
 
 
 def comparison_table(summary: Mapping[str, Any]) -> str:
-    """Return the comparison as lines of text."""
+    """Return the comparison as a text table."""
     seeds, metric = len(summary["seeds"]), summary["metric"]
     scale, unit, points = (100, " %", " points") if metric in PERCENT_METRICS else (1, "", "")
     width = max(12, *(len(arm) for arm in summary["arms"])) + 2
@@ -154,11 +154,11 @@ def comparison_table(summary: Mapping[str, Any]) -> str:
     interval_note = (
         f"95 % intervals over {seed_count}"
         if with_sampling
-        else f"95 % interval over {seed_count}, without the test set's sampling"
+        else f"95 % interval over {seed_count}, without test-set sampling"
     )
     interval_note = f"95 % interval, {seed_count}" if with_sampling and seeds == 1 else interval_note
-    smoke = "smoke run, which measures nothing; " if summary.get("smoke") else ""
-    lines = [f"{'arm':<{width}}{metric} ({smoke}test part; mean and {interval_note})"]
+    smoke = "smoke run without meaning; " if summary.get("smoke") else ""
+    lines = [f"{'arm':<{width}}{metric} ({smoke}test split; mean and {interval_note})"]
     for arm, row in summary["arms"].items():
         seed_values = " ".join(f"{scale * value:.1f}" for value in row["values"])
         lines.append(
@@ -171,17 +171,17 @@ def comparison_table(summary: Mapping[str, Any]) -> str:
 
 
 def format_percent(row: Mapping[str, Any], sign: str = "", scale: int = 100) -> str:
-    """Return "90.1 ± 3.0" with the interval over seeds, or the mean alone where one seed gives no interval."""
+    """Return "90.1 ± 3.0" with the interval over seeds, or only the mean if a single seed gives none."""
     half = row["interval95"]
     return f"{scale * row['mean']:{sign}.1f}" + ("" if half is None else f" ± {scale * half:.1f}")
 
 
 def format_margins(row: Mapping[str, Any], scale: int = 100) -> str:
-    """Return what stands behind ``format_percent``, such as " over seeds, ± 5.4 with the test set's sampling"."""
+    """Return the suffix of ``format_percent``, such as " over seeds, ± 5.4 with test-set sampling"."""
     test, both = row.get("interval95_test"), row.get("interval95_both")
     if both is not None:
-        return f" over seeds, ± {scale * both:.1f} with the test set's sampling"
-    return "" if test is None or row["interval95"] is not None else f" ± {scale * test:.1f} by the test set's sampling"
+        return f" over seeds, ± {scale * both:.1f} with test-set sampling"
+    return "" if test is None or row["interval95"] is not None else f" ± {scale * test:.1f} by test-set sampling"
 
 
 def _half_widths(seeds: float | None, test: float | None) -> dict[str, float | None]:
@@ -189,7 +189,7 @@ def _half_widths(seeds: float | None, test: float | None) -> dict[str, float | N
 
 
 def plot_comparison(summary: Mapping[str, Any], path: Path) -> Path:
-    """Draw each seed's result as a dot, with mean and intervals, and save it as a PNG."""
+    """Plot the result of each seed as a dot, with mean and intervals, and save it as a PNG."""
     from matplotlib.figure import Figure  # the object interface needs no display and keeps no global state
 
     figure = Figure(figsize=(6.4, 1.4 + 0.7 * len(summary["arms"])), dpi=150, layout="constrained")
@@ -215,11 +215,11 @@ def plot_comparison(summary: Mapping[str, Any], path: Path) -> Path:
     axis.set_ylim(-0.6, len(names) - 0.4)
     axis.set_xlabel(f"test {summary['metric']}{unit}, {summary['examples_evaluated']:,} examples")
     has_outer = any(row.get("interval95_both") for row in summary["arms"].values())
-    name = f"{summary['config_name']}{' (a smoke run, which measures nothing)' if summary.get('smoke') else ''}"
+    name = f"{summary['config_name']}{' (smoke run without meaning)' if summary.get('smoke') else ''}"
     axis.set_title(
         f"{name}: {summary['examples']['train']:,} training examples, {len(summary['seeds'])} seeds\n"
         "diamonds: mean and 95 % interval over seeds; dots: single seeds"
-        + ("\npale: with the test set's sampling" if has_outer else ""),
+        + ("\npale: with test-set sampling" if has_outer else ""),
         fontsize=10,
     )
     axis.grid(axis="x", alpha=0.3)
@@ -233,7 +233,7 @@ def _read_if_present(path: Path) -> dict[str, Any]:
 def plot_lr_curve(
     rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, marks: Mapping[str, float], title: str, path: Path
 ) -> Path:
-    """Draw losses (S,) over learning rates (S,) with named rates marked; save it as a PNG.
+    """Plot losses (S,) over learning rates (S,) with marked rates; save it as a PNG.
 
     Marks at the same rate share a line and an entry of the legend, so that none hides another.
     """
@@ -266,7 +266,7 @@ def group_marks(marks: Mapping[str, float]) -> dict[str, float]:
 
 
 def plot_score_curves(rates: np.ndarray, lines: Mapping[str, np.ndarray], title: str, path: Path) -> Path:
-    """Draw test accuracies (S seeds, R rates) of each line over rates (R,), with 95 % intervals; save a PNG."""
+    """Plot test accuracies (S seeds, R rates) of each line over rates (R,), with 95 % intervals; save it as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
@@ -285,7 +285,7 @@ def plot_score_curves(rates: np.ndarray, lines: Mapping[str, np.ndarray], title:
     return disk.save_figure(figure, path)
 
 
-WIDTH, HEIGHT = 440, 270  # units, at the most as many pixels
+WIDTH, HEIGHT = 440, 270  # units, at most pixels
 LEFT, RIGHT, TOP, BOTTOM = 66, 12, 12, 44  # margins
 NUM_COLORS = 6
 DASHES = ("none", "6 4", "2 3")
@@ -307,11 +307,11 @@ class Line(NamedTuple):
     """A line of a chart.
 
     Attributes:
-        name: in the legend; lines of the same name stand there once.
-        points: (x, y), in the order of x.
-        color: number of it.
+        name: name in the legend, shown once for lines of one name.
+        points: (x, y), sorted by x.
+        color: number of its colour.
         dash: index into ``DASHES``.
-        thin: one of many, of which the legend says nothing.
+        thin: whether the line is one of many, and not in the legend.
     """
 
     name: str
@@ -322,13 +322,13 @@ class Line(NamedTuple):
 
 
 class Axes(NamedTuple):
-    """Where values stand in a chart."""
+    """The ranges of a chart's axes."""
 
     x: tuple[float, float]
     y: tuple[float, float]
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Return units from the left and from the top."""
+        """Return the position of (x, y) in units from the left and the top."""
         right, down = (x - self.x[0]) / (self.x[1] - self.x[0]), (self.y[1] - y) / (self.y[1] - self.y[0])
         return LEFT + right * (WIDTH - LEFT - RIGHT), TOP + down * (HEIGHT - TOP - BOTTOM)
 
@@ -342,7 +342,7 @@ def line_chart(
     y: tuple[float, float] | None = None,
     chance: bool = False,
 ) -> Markup:
-    """Return a chart of lines with its legend; ``chance`` adds the diagonal. Lines of one point are dots."""
+    """Return a line chart with its legend; ``chance`` adds the diagonal. Lines of one point are dots."""
     chart_lines = [line for line in chart_lines if line.points]
     points = [point for line in chart_lines for point in line.points]
     frame = Axes(x or _value_range([p[0] for p in points], 0.0), y or _value_range([p[1] for p in points], 0.05))
@@ -364,7 +364,7 @@ def line_chart(
 
 
 def reliability_chart(title: str, bins: Mapping[str, Sequence[float]], x_name: str, y_name: str) -> Markup:
-    """Return a reliability diagram of B bins: ``accuracy``, ``confidence`` and ``share`` (B,) of each."""
+    """Return a reliability diagram of B bins with ``accuracy``, ``confidence`` and ``share`` (B,)."""
     frame, num_bins = Axes((0.0, 1.0), (0.0, 1.0)), len(bins["share"])
     body = Markup("")
     rows = zip(bins["confidence"], bins["accuracy"], bins["share"], strict=True)
@@ -374,7 +374,7 @@ def reliability_chart(title: str, bins: Mapping[str, Sequence[float]], x_name: s
         if not share:
             continue
         (x0, top), (x1, bottom) = frame.at(i / num_bins, accuracy), frame.at((i + 1) / num_bins, 0.0)
-        template = Markup("<title>{:.1%} of the examples: probability {:.3f} on average, {:.1%} right</title>")
+        template = Markup("<title>{:.1%} of the examples: mean probability {:.3f}, accuracy {:.1%}</title>")
         tooltip = template.format(share, confidence, accuracy)
         body += bar.format(x0 + 1, top, x1 - x0 - 2, bottom - top, 0.35 + 0.65 * math.sqrt(share), tooltip)
         body += dot.format(*frame.at(confidence, accuracy))
@@ -383,9 +383,9 @@ def reliability_chart(title: str, bins: Mapping[str, Sequence[float]], x_name: s
 
 
 def dot_chart(title: str, arms: Mapping[str, Mapping[str, Any]], scale: float, x_name: str) -> Markup:
-    """Return a chart with a row for each arm: its ``values`` as dots, ``mean`` and ``interval95`` (half its width).
+    """Return a chart with a row per arm: ``values`` as dots, ``mean`` and ``interval95`` (its half-width).
 
-    An interval ``interval95_both`` is drawn pale behind it.
+    An ``interval95_both`` is drawn pale behind it.
     """
     ends = [v for row in arms.values() for v in row["values"]]
     outer_halves = {name: row.get("interval95_both") or row["interval95"] or 0.0 for name, row in arms.items()}
@@ -422,7 +422,7 @@ def dot_chart(title: str, arms: Mapping[str, Mapping[str, Any]], scale: float, x
 
 
 def draw_legend(lines: Sequence[Line]) -> Markup:
-    """Return the names of lines beside pieces of them."""
+    """Return a legend: samples of the lines with their names."""
     entry = Markup(
         '<span><svg width="26" height="8" aria-hidden="true"><path class="line s{}" stroke-dasharray="{}" '
         'd="M0 4H26"/></svg>{}</span>'
@@ -432,12 +432,12 @@ def draw_legend(lines: Sequence[Line]) -> Markup:
 
 
 def side_by_side(charts: Sequence[Markup]) -> Markup:
-    """Return charts beside each other as far as there is room."""
+    """Return charts side by side, as far as there is space."""
     return Markup('<div class="charts">{}</div>').format(Markup("").join(charts))
 
 
 def round_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about ``count`` round numbers from ``low`` to ``high``."""
+    """Return about ``count`` round numbers in [low, high]."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * k for k in (1, 2, 5, 10) if power * k >= raw * 0.75)
@@ -445,7 +445,7 @@ def round_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def format_number(value: float) -> str:
-    """Return a number as an axis has it."""
+    """Return a number as an axis label."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, 10):.4g}"
 
 

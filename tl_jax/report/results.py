@@ -1,4 +1,4 @@
-"""The result files of a run, or of all runs of a comparison, as far as they are there and whole."""
+"""Read the result files of a run, or of all runs of a comparison, as far as they exist and are intact."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,24 +16,24 @@ IMAGES = (
 )  # fmt: skip
 
 
-ENSEMBLE = "(ensemble)"  # of the runs of an ensemble, taken together; no arm can have such a name
-_MAX_VALUE = 1e100  # of what is shown
+ENSEMBLE = "(ensemble)"  # name of an ensemble among its runs; no arm can have it
+_MAX_VALUE = 1e100  # largest plotted value
 
 
-EVALUATIONS = "evaluations"  # folder of a run, with a file for each other labelled set that it was tested on
+EVALUATIONS = "evaluations"  # folder of a run with one file per other data set
 
 
 class RunResult(NamedTuple):
-    """What one run left; empty where a file is not there.
+    """The result files of one run; empty for missing files.
 
     Attributes:
-        arm, seed: which of a comparison it is; "" and the run's own seed otherwise.
-        folder: of the run.
-        summary: of ``summary.json``.
-        facts: of ``facts.json``.
-        rows: of ``metrics.jsonl``.
-        details: of ``test_details.json``.
-        network: of ``network.json``.
+        arm, seed: position in a comparison; "" and the run's own seed for a single run.
+        folder: folder of the run.
+        summary: content of ``summary.json``.
+        facts: content of ``facts.json``.
+        rows: content of ``metrics.jsonl``.
+        details: content of ``test_details.json``.
+        network: content of ``network.json``.
     """
 
     arm: str
@@ -47,16 +47,16 @@ class RunResult(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What a folder holds.
+    """The results in a folder.
 
     Attributes:
-        folder: of the run or comparison.
-        summary: of ``folder/summary.json``; empty where the run is not finished.
-        runs: by arm and seed, the first arm first; one for a run by itself.
-        images: of ``IMAGES``, those that are there, of the folder or else of the first run that has them.
-        problems: what could not be read, and why.
-        description: what else is known of the run, in words: "task", "model", "licence", "command".
-        elsewhere: what the run showed on other labelled sets, by their names.
+        folder: folder of the run or comparison.
+        summary: content of ``folder/summary.json``; empty if the run is not finished.
+        runs: runs by arm and seed, the first arm first; one for a single run.
+        images: the existing ``IMAGES`` of the folder, or else of the first run with any.
+        problems: files that could not be read, with reasons.
+        description: description of the run: "task", "model", "licence", "command".
+        elsewhere: data set -> metrics on it, for other labelled data sets.
         changed_fields: field of the configuration -> its value here and in ``tl_jax/config/recipe.py``.
     """
 
@@ -71,35 +71,35 @@ class Results(NamedTuple):
 
     @property
     def arms(self) -> dict[str, list[RunResult]]:
-        """Return the runs of each arm."""
+        """Return arm -> its runs."""
         return {arm: [run for run in self.runs if run.arm == arm] for arm in dict.fromkeys(r.arm for r in self.runs)}
 
     @property
     def first(self) -> list[RunResult]:
-        """Return the runs of the arm that the others are measured against, all seeds of it."""
+        """Return the runs of the reference arm, all its seeds."""
         return next(iter(self.arms.values()), [])
 
 
 def read_results(folder: Path) -> Results:
-    """Read what ``folder`` holds.
+    """Read the results in ``folder``.
 
     Raises:
-        UserError: it holds no results, or its ``summary.json`` is damaged.
+        UserError: there are no results, or ``summary.json`` is damaged.
     """
     problems: list[str] = []
     summary = load_json(folder / "summary.json", problems)
     if problems:
-        raise UserError(f"{problems[0]}; delete it and run the same command again, which writes it anew")
+        raise UserError(f"{problems[0]}; delete it, and run the same command again to rewrite it")
     arms = summary.get("arms") or {path.parent.parent.name: 0 for path in sorted(folder.glob("*/seed*/config.json"))}
     seeds = summary.get("seeds") or sorted(
-        {int(p.name[4:]) for p in folder.glob("*/seed*") if p.name[4:].isdigit()}  # of a comparison that goes on
+        {int(p.name[4:]) for p in folder.glob("*/seed*") if p.name[4:].isdigit()}  # of an unfinished comparison
     )
     run_folders = [(arm, int(seed), folder / arm / f"seed{seed}") for arm in arms for seed in seeds]
     if not run_folders:
         run_folders = [("", summary.get("seed", 0), folder)]
         if not summary and not (folder / "metrics.jsonl").is_file():
             raise UserError(f"no results in {folder}; train first, or pass the workdir of a run")
-    if summary.get("ensemble"):  # which is told about first, with its own mistakes
+    if summary.get("ensemble"):  # shown first, with its own mistakes
         run_folders = [(ENSEMBLE, int(summary.get("seed", 0)), folder), *run_folders]
     runs = [_read_run(arm, seed, path, problems) for arm, seed, path in run_folders]
     folders = [folder, *(run.folder for run in runs)]
@@ -114,7 +114,7 @@ def read_results(folder: Path) -> Results:
 
 
 def _is_intact(path: Path, problems: list[str]) -> bool:
-    """Whether a picture is whole; one that is not is added to ``problems``."""
+    """Return whether an image file is intact; else append to ``problems``."""
     try:
         with Image.open(path) as image:
             image.verify()  # the checksums of a PNG
@@ -125,7 +125,7 @@ def _is_intact(path: Path, problems: list[str]) -> bool:
 
 
 def load_json(path: Path, problems: list[str]) -> dict[str, Any]:
-    """Return the object in a JSON file, {} where there is none; one that is damaged is added to ``problems``."""
+    """Return the object in a JSON file, {} if it is missing or damaged; append damage to ``problems``."""
     try:
         return read_json(path) if path.is_file() else {}
     except UserError as error:
@@ -155,13 +155,13 @@ def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, Any]]:
             row = parse_row(line, f"{path}, line {number}")
             rows.append({**row, "step": int(row["step"])})
         except (UserError, ValueError, KeyError, TypeError, OverflowError) as e:
-            problems.append(f"{path} is damaged in line {number} ({e}); the rows after it are not shown")
+            problems.append(f"{path} is damaged in line {number} ({e}); later rows are not shown")
             break
     return rows
 
 
 def metric_values(rows: Sequence[dict[str, Any]], split: str, name: str) -> list[tuple[float, float]]:
-    """Return (step, value) of a metric where it was measured."""
+    """Return the measured (step, value) pairs of a metric."""
     return [
         (row["step"], row[name])
         for row in rows
@@ -170,5 +170,5 @@ def metric_values(rows: Sequence[dict[str, Any]], split: str, name: str) -> list
 
 
 def _is_plottable(*numbers: Any) -> bool:
-    """Tell whether numbers have a place on an axis, whose ends lie apart by a finite number."""
+    """Return whether numbers can be plotted on an axis with a finite range."""
     return all(type(number) in (int, float) and abs(number) < _MAX_VALUE for number in numbers)

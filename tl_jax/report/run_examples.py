@@ -1,4 +1,4 @@
-"""Sections of ``report.html`` on classes and examples: confusions, calibration, ROC, worst mistakes, boxes, images."""
+"""Report sections on classes and examples: confusions, calibration, ROC, mistakes, boxes, figures."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,17 +16,17 @@ CLASSES_STYLE = """
 .heat .tall { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 9rem; overflow: hidden; }
 .heat tbody th { text-align: right; font-weight: 400; } .heat td { min-width: 2.4rem; }
 """
-MAX_MATRIX_CLASSES = 25  # classes of a matrix that is drawn whole
-MAX_CONFUSIONS = 20  # confusions that are listed otherwise
-TAG_LETTER = 9  # units of a drawing of boxes that a letter of a tag takes
+MAX_MATRIX_CLASSES = 25  # classes of a matrix that is drawn
+MAX_CONFUSIONS = 20  # confusions listed for more classes
+TAG_LETTER = 9  # width of a letter of a box's label, in units of the SVG
 
 
 def class_scores(results: Results) -> html.Section | None:
-    """Return precision, recall and F1 of each class, from the confusions of all seeds or as the run wrote them."""
+    """Return precision, recall and F1 per class, from the confusions of all seeds or as written by the run."""
     runs = [run for run in results.first if run.details.get("confusion")]
     per_class = results.first[0].summary.get("per_class", {})
     if per_class and ("ap" in next(iter(per_class.values())) or "sentences" in results.first[0].details):
-        names = list(next(iter(per_class.values())))  # boxes and entities are no confusions of classes
+        names = list(next(iter(per_class.values())))  # boxes and entities have no confusion matrix
         rows = [[name, *(_format_cell(key, row[key]) for key in names)] for name, row in per_class.items()]
         return html.Section("", _runs_note(results, results.first[:1]), [html.Table(["class", *names], rows)])
     if not runs:
@@ -44,21 +44,21 @@ def class_scores(results: Results) -> html.Section | None:
 
 
 def confusions(results: Results) -> html.Section | None:
-    """Return who is taken for what: the matrix, or of many classes the commonest confusions."""
+    """Return the confusion matrix, or for many classes the most frequent confusions."""
     runs = [run for run in results.first if run.details.get("confusion")]
     if not runs:
         return None
     counts, classes = _confusion_matrix(runs), runs[0].details["classes"]
     if len(classes) <= MAX_MATRIX_CLASSES:
-        text = ["Rows are labels, columns predictions; the shade is the share of the row.", *_runs_note(results, runs)]
+        text = ["Rows are labels, columns predictions; shades are shares of a row.", *_runs_note(results, runs)]
         return html.Section("", text, [html.Raw(_matrix_markup(counts, classes))])
     wrong = Counter({(i, k): int(counts[i, k]) for i, k in np.argwhere(counts) if i != k})
     rows = [
         [classes[i], classes[k], f"{n:,}", f"{n / counts[i].sum():.1%}"]
         for (i, k), n in wrong.most_common(MAX_CONFUSIONS)
     ]
-    text = [f"The commonest of {len(wrong):,} confusions.", *_runs_note(results, runs)]
-    return html.Section("", text, [html.Table(["label", "prediction", "examples", "of the label's"], rows)])
+    text = [f"The most frequent of {len(wrong):,} confusions.", *_runs_note(results, runs)]
+    return html.Section("", text, [html.Table(["label", "prediction", "examples", "share of the label"], rows)])
 
 
 def calibration(results: Results) -> html.Section | None:
@@ -78,18 +78,18 @@ def calibration(results: Results) -> html.Section | None:
             "dots from the diagonal. Darker bars have more examples.",
             *_runs_note(results, runs),
         ]
-        x, y = "probability of the prediction", "share that is right"
-        blocks = [html.Raw(plots.side_by_side([plots.reliability_chart("Right, against how sure", bins, x, y)]))]
+        x, y = "probability of the prediction", "accuracy"
+        blocks = [html.Raw(plots.side_by_side([plots.reliability_chart("Accuracy by confidence", bins, x, y)]))]
     temperatures = [run.summary.get("calibration", {}).get("temperature", 1.0) for run in results.first]
     bounds = set(map(describe_bound, temperatures)) - {""}
     text += [f"The fitted temperature is {bound}." for bound in sorted(bounds)]
     if diagram:
-        blocks.append(html.Image(diagram, "Before and after a temperature was fitted to the validation part."))
+        blocks.append(html.Image(diagram, "Before and after temperature scaling, fitted to the validation split."))
     return html.Section("", text, blocks)
 
 
 def roc(results: Results) -> html.Section | None:
-    """Return the ROC of two classes, or the one that was drawn."""
+    """Return the ROC curve of two classes, or the plot of the run."""
     runs = [run for run in results.first if run.details.get("roc")]
     blocks: list[Any] = []
     if runs:
@@ -98,12 +98,12 @@ def roc(results: Results) -> html.Section | None:
         lines = [plots.Line("", list(zip(curve["fpr"], curve["tpr"], strict=True)), thin=thin) for curve in curves]
         title = f"{curves[0]['positive']}: area {np.mean([curve['auc'] for curve in curves]):.4f}" + " (mean)" * thin
         unit_range = (0.0, 1.0)
-        axes = "share of others taken for it", "share of it that is found"
+        axes = "false positive rate", "true positive rate"
         blocks = [
             html.Raw(plots.side_by_side([plots.line_chart(title, lines, *axes, unit_range, unit_range, chance=True)]))
         ]
     if diagram := results.images.get("roc.png"):
-        blocks.append(html.Image(diagram, "TAR over FAR of the test part."))
+        blocks.append(html.Image(diagram, "TAR over FAR on the test split."))
     return html.Section("", _runs_note(results, runs) if runs else (), blocks) if blocks else None
 
 
@@ -118,7 +118,7 @@ def _confusion_matrix(runs: Sequence[RunResult]) -> np.ndarray:
 
 
 def _pool_bins(bins: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> dict[str, list[float]]:
-    """Return the bins of all examples of several runs together."""
+    """Return the bins over all examples of several runs."""
     weights = [np.asarray(run_bins["share"]) * size for run_bins, size in zip(bins, sizes, strict=True)]
     total = np.sum(weights, 0)
     pooled = {"share": (total / total.sum()).tolist()}
@@ -142,7 +142,7 @@ def _matrix_markup(counts: np.ndarray, classes: Sequence[str]) -> Markup:
 
 
 def _runs_note(results: Results, runs: Sequence[RunResult]) -> list[str]:
-    """Say which runs a figure is of, where there are several."""
+    """Return a note on the runs of a figure, if there are several."""
     if len(results.runs) == 1:
         return []
     if runs[0].arm == ENSEMBLE:
@@ -173,64 +173,61 @@ ol.texts span { color: var(--soft); font-size: 14px; } ol.texts mark { backgroun
 
 
 def mistakes(results: Results) -> html.Section | None:
-    """Return the test examples that the first run was surest of and wrong about."""
+    """Return the most confident wrong predictions of the first run on the test split."""
     run = results.first[0]
     run_note = f" (of {run.arm}, seed {run.seed})" if run.arm not in ("", ENSEMBLE) else ""
     if sentences := run.details.get("sentences"):
         text = (
-            f"The test sentences with the most wrong tags{run_note}. A wrong one is underlined: what it was taken for, "
+            f"The test sentences with the most wrong tags{run_note}. Wrong words are underlined, followed by the "
+            "predicted tag "
         )
-        return html.Section("", [text + "and what it is."], [html.Raw(_sentence_list(sentences))])
+        return html.Section("", [text + "and the label."], [html.Raw(_sentence_list(sentences))])
     rows = run.details.get("mistakes")
     if rows is None:
         return None
     if not rows:
-        return html.Section("", [f"No test example was taken for another class{run_note}."])
-    text = (
-        f"The test examples that it was surest of and wrong about{run_note}, with the probability it gave its answer."
-    )
+        return html.Section("", [f"All test predictions are correct{run_note}."])
+    text = f"The most confident wrong predictions on the test split{run_note}, with their probabilities."
     examples = _image_gallery(rows) if "picture" in rows[0] else _text_list(rows)
     return html.Section("", [text], [html.Raw(examples)])
 
 
 def detections(results: Results) -> html.Section | None:
-    """Return test pictures with the boxes that were found on them."""
+    """Return test images with the detected boxes."""
     run = results.first[0]
     rows = run.details.get("detections")
     if not rows:
         return None
     min_score, classes = run.details["least_score"], run.details["classes"]
     text = (
-        f"The first {len(rows)} test pictures. Solid: found, with a score of {min_score:g} or more; dashed: labelled."
+        f"The first {len(rows)} test images. Solid: detections with a score of at least {min_score:g}; dashed: labels."
     )
     figures = Markup("").join(_draw_boxes(row, classes) for row in rows)
     return html.Section("", [text], [html.Raw(Markup('<div class="gallery boxes">{}</div>').format(figures))])
 
 
 def grad_cam(results: Results) -> html.Section | None:
-    """Return the Grad-CAM that ``--mode=explain`` drew."""
-    text = "Grad-CAM: what speaks for the class that each picture is taken for (--mode=explain)."
+    """Return the Grad-CAM figure of ``--mode=explain``."""
+    text = "Grad-CAM: image regions that support the predicted class (--mode=explain)."
     return _image_section(results, "explain.png", text)
 
 
 def episode(results: Results) -> html.Section | None:
-    """Return the episode that ``--mode=play`` drew."""
-    return _image_section(results, "episode.gif", "The policy acts by its likeliest actions (--mode=play).")
+    """Return the episode of ``--mode=play``."""
+    return _image_section(results, "episode.gif", "An episode with the most likely actions (--mode=play).")
 
 
 def augmentation(results: Results) -> html.Section | None:
-    """Return what ``--mode=preview`` drew."""
-    section = _image_section(
-        results, "preview.png", "Training pictures and what augmentation makes of them (--mode=preview)."
-    )
-    pretext = _image_section(results, "preview_pretext.png", "The views of the pretext (--mode=preview).")
+    """Return the figures of ``--mode=preview``."""
+    section = _image_section(results, "preview.png", "Training images and their augmented versions (--mode=preview).")
+    pretext = _image_section(results, "preview_pretext.png", "The views of the pretext task (--mode=preview).")
     return section._replace(blocks=[*section.blocks, *(pretext.blocks if pretext else ())]) if section else pretext
 
 
 def learning_rate(results: Results) -> html.Section | None:
-    """Return what ``--mode=find_lr`` drew."""
-    section = _image_section(results, "find_lr.png", "Loss over a rising learning rate (--mode=find_lr).")
-    head = _image_section(results, "find_lr_head.png", "The same, of the head alone.")
+    """Return the figures of ``--mode=find_lr``."""
+    section = _image_section(results, "find_lr.png", "Loss over the learning rate (--mode=find_lr).")
+    head = _image_section(results, "find_lr_head.png", "The same for the head only.")
     return section._replace(blocks=[*section.blocks, *(head.blocks if head else ())]) if section else None
 
 
@@ -241,7 +238,7 @@ def _image_section(results: Results, name: str, caption: str) -> html.Section | 
 
 def _image_gallery(rows: Sequence[Mapping[str, Any]]) -> Markup:
     figure = Markup(
-        '<figure><img alt="{0}, taken for {1}" src="{2}"><figcaption><b>{0}</b>, taken for <b>{1}</b>, {3:.1%}'
+        '<figure><img alt="{0}, predicted as {1}" src="{2}"><figcaption><b>{0}</b>, predicted as <b>{1}</b>, {3:.1%}'
         "{4}</figcaption></figure>"
     )
     file = Markup("<br><small>{}</small>")
@@ -254,7 +251,7 @@ def _image_gallery(rows: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def _text_list(rows: Sequence[Mapping[str, Any]]) -> Markup:
-    item = Markup("<li>{}<br><span>{}, taken for {}, {:.1%}</span></li>")
+    item = Markup("<li>{}<br><span>{}, predicted as {}, {:.1%}</span></li>")
     items = (item.format(row["text"], row["label"], row["prediction"], row["probability"]) for row in rows)
     return Markup('<ol class="texts">{}</ol>').format(Markup("").join(items))
 
@@ -283,7 +280,7 @@ def _draw_boxes(row: Mapping[str, Any], classes: Sequence[str]) -> Markup:
 
     for box in row["labels"]:
         body += rect.format("truth", *to_pixels(box), box["class"])
-    for box in reversed(row["boxes"]):  # the surest on top
+    for box in reversed(row["boxes"]):  # the most confident on top
         label, position = f"{box['class']} {box['score']:.2f}", to_pixels(box)
         body += rect.format(f"s{classes.index(box['class']) % 6}", *position, label)
         x, y = position[0] + 3, max(13.0, position[1] - 4)
@@ -291,6 +288,6 @@ def _draw_boxes(row: Mapping[str, Any], classes: Sequence[str]) -> Markup:
         body += Markup('<text class="tag" text-anchor="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(
             anchor, x if anchor == "start" else width - 3.0, y, label
         )
-    names = ", ".join(f"{box['class']} {box['score']:.2f}" for box in row["boxes"]) or "nothing found"
+    names = ", ".join(f"{box['class']} {box['score']:.2f}" for box in row["boxes"]) or "no detections"
     figure = Markup('<figure><svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg></figure>')
     return figure.format(width, height, names, body)

@@ -1,4 +1,4 @@
-"""``report.html`` of a run, or of a comparison of runs, from its result files: metrics, curves, setup and costs."""
+"""``report.html`` of a run or a comparison, from its result files: metrics, curves, setup and costs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ SCORES_STYLE = """
 
 
 def result_section(results: Results) -> html.Section | None:
-    """Return the test metric with its interval, what transfer gained, and all metrics."""
+    """Return the test score with its interval, the gain by transfer, and all metrics."""
     if not results.summary:
         return html.Section("", ["Not finished: there is no summary.json yet."])
     section = _comparison_section(results) if "arms" in results.summary else _run_section(results)
@@ -41,20 +41,18 @@ def _run_section(results: Results) -> html.Section:
     headline = _format_metric(score, metrics.get(score), run_intervals.get(score))
     tiles = [(headline, f"test {score}" + (" and 95 % interval" if score in run_intervals else ""))]
     text = (
-        []
-        if score in run_intervals
-        else ["One run: nothing in its files gives an interval; run several seeds for one."]
+        [] if score in run_intervals else ["No interval: this run has none for the score. Run several seeds for one."]
     )
     ends = {name: "{:.4f} to {:.4f}".format(*interval[:2]) for name, interval in run_intervals.items()}
     rows = [[name, _four_digits(value), ends.get(name, "")] for name, value in metrics.items()]
-    text += [f"{name} is not measured: it {reason}." for name, reason in results.summary.get("missing", {}).items()]
+    text += [f"{name} is missing: it {reason}." for name, reason in results.summary.get("missing", {}).items()]
     methods = sorted({interval[2] for interval in run_intervals.values()})
     text += ["95 % intervals: " + "; ".join(methods) + "."] if methods else []
     return html.Section("", text, [_tiles(tiles), html.Table(["test", "value", "95 % interval"], rows)])
 
 
 def elsewhere_section(results: Results) -> html.Section | None:
-    """Return the metrics on other labelled sets beside those of the run's own test split."""
+    """Return the metrics on other labelled data sets, next to those on the run's test split."""
     own, blocks = results.summary.get("metrics", {}), []
     for name, found in results.elsewhere.items():
         ends = {metric: "{:.4f} to {:.4f}".format(*pair) for metric, pair in found.get("intervals95", {}).items()}
@@ -64,12 +62,12 @@ def elsewhere_section(results: Results) -> html.Section | None:
         ]
         columns = [f"{name}: {found['examples_evaluated']:,} examples", "value", "95 % interval", "own test split"]
         blocks.append(html.Table(columns, rows))
-    text = ["All their examples were tested, at the threshold and temperature of the run."]
+    text = ["All examples of each data set, at the threshold and temperature of the run."]
     return html.Section("", text, blocks) if blocks else None
 
 
 def choice_section(results: Results) -> html.Section | None:
-    """Return what ``method="auto"`` tried, and why it chose what it did."""
+    """Return the methods that ``method="auto"`` tried, and the reason for its choice."""
     choice = results.summary.get("choice")
     if not choice:
         return None
@@ -84,7 +82,7 @@ def choice_section(results: Results) -> html.Section | None:
         ]
         for row in choice["tried"]
     ]
-    columns = ["tried", "fold", "log loss less the probe's", "accuracy on held-out examples", "the probe's", "seconds"]
+    columns = ["method", "fold", "log loss less the probe's", "accuracy on held-out examples", "the probe's", "seconds"]
     return html.Section("", [f"Chosen by: {choice['reason']}."], [html.Table(columns, rows)])
 
 
@@ -93,7 +91,7 @@ def _four_digits(value: float | None) -> str:
 
 
 def curve_section(results: Results) -> html.Section | None:
-    """Return loss and metric over steps, of training and validation, the mean over seeds where there are several."""
+    """Return loss and metric over steps, on training and validation, with means over seeds."""
     score = results.summary.get("metric") or results.first[0].summary.get("score", "")
     charts = [_curve_chart(results, name) for name in dict.fromkeys(["loss", score, "episode_return"])]
     charts = [chart for chart in charts if chart]
@@ -133,7 +131,7 @@ def _comparison_section(results: Results) -> html.Section:
                 *([f"{scale * (half or 0):.1f}", ends, *outer_cells, *seed_values] if many else outer_cells),
             ]
         )
-    outer_columns = ["± with the test set's sampling" if many else "± by the test set's sampling"] * with_sampling
+    outer_columns = ["± with test-set sampling" if many else "± by test-set sampling"] * with_sampling
     interval_columns = (
         ["± over seeds", "95 % interval", *outer_columns, *(f"seed {seed}" for seed in seeds)]
         if many
@@ -141,13 +139,13 @@ def _comparison_section(results: Results) -> html.Section:
     )
     columns = [metric + (" in %" if unit else ""), "mean" if many else f"seed {seeds[0]}", *interval_columns]
     text = [
-        f"Mean and 95 % interval over {seed_count} (Student's t); a gain is paired by seed."
+        f"Mean and 95 % interval over {seed_count} (Student's t); gains are paired by seed."
         if many
-        else "One seed of each arm gives no interval over seeds; run several for one.",
-        "All seeds share one test set. With its own sampling the interval is wider: how far the result might lie on "
-        "other test examples; a gain is paired by example."
+        else "A single seed per arm gives no interval over seeds; run several for one.",
+        "All seeds share one test set. The wider interval also covers the sampling of its examples; gains are paired "
+        "by example."
         if with_sampling
-        else "The sampling of the test set, which all seeds share, is not in it.",
+        else "It does not cover the sampling of the test set, which all seeds share.",
     ]
     x_label = f"test {metric}{' in percent' if unit else ''}: diamonds are means, dots single seeds"
     chart = plots.dot_chart(f"test {metric} by arm", summary["arms"], scale, x_label)
@@ -156,7 +154,7 @@ def _comparison_section(results: Results) -> html.Section:
 
 
 def _other_metrics(results: Results, metric: str) -> list[html.Table]:
-    """Return the metrics other than the one that arms are compared by, mean and interval of each arm."""
+    """Return the metrics besides the compared one, with mean and interval of each arm."""
     names = [name for name in results.first[0].summary.get("metrics", {}) if name != metric]
     rows = []
     for name in names:
@@ -184,7 +182,7 @@ def _curve_chart(results: Results, name: str) -> Markup | None:
 
 
 def _mean_over_seeds(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """Return the mean over seeds at the steps that all of them have."""
+    """Return the mean over seeds at their common steps."""
     values_by_step = [dict(points) for points in curves]
     steps = [step for step, _ in curves[0] if all(step in values for values in values_by_step)] if curves else []
     return [(step, float(np.mean([values[step] for values in values_by_step]))) for step in steps]
@@ -212,7 +210,7 @@ dl.facts dt { color: var(--soft); } dl.facts dd { margin: 0; min-width: 0; overf
 .network { max-width: 44rem; } .network .box { stroke: var(--c0); fill: none; } .network .trained { fill: var(--c0); }
 .network .frozen { fill: url(#hatch); }
 """
-ROW_HEIGHT, BAR_WIDTH, LABEL_WIDTH = 32, 150, 92  # units of the drawing: a row, the longest bar, room for names
+ROW_HEIGHT, BAR_WIDTH, LABEL_WIDTH = 32, 150, 92  # drawing units: a row, the longest bar, space for names
 
 
 def setup_section(results: Results) -> html.Section | None:
@@ -240,24 +238,24 @@ def setup_section(results: Results) -> html.Section | None:
         if "examples_evaluated" in summary
         else "",
         "classes": _count_and_list(classes),
-        "started from": "; ".join(f"{arm}: {origin}" if arm else origin for arm, origin in origins.items() if origin),
-        "licence of these weights": results.description.get("licence", ""),
+        "starting point": "; ".join(f"{arm}: {origin}" if arm else origin for arm, origin in origins.items() if origin),
+        "licence of the weights": results.description.get("licence", ""),
         "seeds": ", ".join(map(str, summary.get("seeds") or [run.seed for run in results.first])),
         "steps": f"{summary['steps']:,}" if "steps" in summary else "",
         "hardware": _hardware(summary),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "commit": summary.get("commit", ""),
-        "to run it again": results.description.get("command", ""),
+        "to repeat it": results.description.get("command", ""),
     }
     fields = [[field, *values] for field, values in results.changed_fields.items()]
-    text = [] if fields else ["Every field is as in tl_jax/config/recipe.py."]
+    text = [] if fields else ["All fields have the defaults of tl_jax/config/recipe.py."]
     title = f"{len(fields)} field{'s differ' if len(fields) > 1 else ' differs'} from tl_jax/config/recipe.py"
     table = html.Table(["field", "here", "tl_jax/config/recipe.py"], fields, is_text=True, title=title)
     return html.Section("", text, [_facts_list(rows), *([table] if fields else [])])
 
 
 def network_section(results: Results) -> html.Section | None:
-    """Return a drawing of the network for each layout that the arms have."""
+    """Return a drawing of the network for each layout among the arms."""
     layouts: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for arm, runs in results.arms.items():
         if runs and runs[0].network:
@@ -268,31 +266,29 @@ def network_section(results: Results) -> html.Section | None:
         blocks += [html.Raw(_draw_network(layout))]
     if not blocks:
         return None
-    text = "From the input (top) to the output. A bar is as long as the square root of the number of parameters; "
-    text += "the solid part is trained in the last phase, the hatched part stays frozen."
+    text = "From the input (top) to the output. The length of a bar is the square root of the number of parameters; "
+    text += "the solid part is trained in the last phase, the hatched part is frozen."
     no_training = all(not layout["phases"] for layout, _ in layouts.values())
     return html.Section(
-        "", [text, *(["No step was taken: what is new was computed at once."] if no_training else [])], blocks
+        "", [text, *(["No training step: new parameters were computed in closed form."] if no_training else [])], blocks
     )
 
 
 def cost_section(results: Results) -> html.Section | None:
-    """Return seconds and memory."""
+    """Return duration in seconds, and memory."""
     seconds, peak = results.summary.get("seconds", {}), results.summary.get("peak_memory_bytes")
     if not seconds:
         return None
     names = {
-        "data": "read weights and data", "features": "compute frozen layers", "compile": "compile", "train": "train",
-        "eval": "test", "total": "all in all",
+        "data": "load weights and data", "features": "compute frozen layers", "compile": "compile", "train": "train",
+        "eval": "test", "total": "total",
     }  # fmt: skip
     rows = [[names.get(timing, timing), f"{value:.1f}"] for timing, value in seconds.items() if value is not None]
     blocks: list[Any] = [html.Table(["", "seconds"], rows)]
     count = sum(run.arm != ENSEMBLE for run in results.runs)
     text = [f"Over {count} runs in one process."] if count > 1 else []
     if peak:
-        text.append(
-            f"At most {peak / 2**20:,.0f} MiB of memory were held (peak resident set, without an accelerator's)."
-        )
+        text.append(f"Peak memory: {peak / 2**20:,.0f} MiB (resident set, without an accelerator's).")
     return html.Section("", text, blocks)
 
 
@@ -352,13 +348,13 @@ def _draw_stage(stage: Mapping[str, Any], phases: Sequence[str], top: float, sca
 
 
 def _training_state(stage: Mapping[str, Any], phases: Sequence[str]) -> str:
-    """Return "trained", "frozen" or the share that is trained; where that changes, from which phase on or in which."""
+    """Return "trained", "frozen" or the trained share; if it changes, with the phases."""
     states = [_trained_share(trained, stage["parameters"]) for trained in stage["trained"]] or ["frozen"]
     if len(set(states)) == 1:
         return states[0]
     first_trained = states.index("trained") if "trained" in states else 0
     if first_trained and set(states[:first_trained]) == {"frozen"} and set(states[first_trained:]) == {"trained"}:
-        return f"trained from phase {phases[first_trained]} on"
+        return f"trained from phase {phases[first_trained]}"
     return ", ".join(f"{state} in {phase}" for state, phase in zip(states, phases, strict=True))
 
 
@@ -366,22 +362,22 @@ def _trained_share(trained: int, size: int) -> str:
     return "trained" if trained == size else "frozen" if not trained else f"{100 * trained / size:.2g} % trained"
 
 
-# Titles and what makes them, from top to bottom; each takes the results and gives a section, or None.
+# Title -> function that returns the section of results, or None, from top to bottom.
 SECTIONS = {
     "Result": result_section,
-    "What the ensemble adds": ensemble.section,
-    "How the method was chosen": choice_section,
-    "Other labelled sets": elsewhere_section,
-    "What was done": setup_section,
+    "Ensemble": ensemble.section,
+    "Choice of the method": choice_section,
+    "Other data sets": elsewhere_section,
+    "Setup": setup_section,
     "Curves": curve_section,
     "By class": run_examples.class_scores,
     "Confusions": run_examples.confusions,
-    "Surest mistakes": run_examples.mistakes,
+    "Most confident mistakes": run_examples.mistakes,
     "Boxes": run_examples.detections,
     "Calibration": run_examples.calibration,
     "ROC": run_examples.roc,
-    "Where it looks": run_examples.grad_cam,
-    "An episode": run_examples.episode,
+    "Grad-CAM": run_examples.grad_cam,
+    "Episode": run_examples.episode,
     "Network": network_section,
     "Augmentation": run_examples.augmentation,
     "Learning rate": run_examples.learning_rate,
@@ -391,7 +387,7 @@ PAGE_STYLE = plots.STYLE + SCORES_STYLE + run_examples.CLASSES_STYLE + run_examp
 
 
 def write_report(path: Path, results: Results) -> Path:
-    """Write the page, a section for each kind of data that is there; what is damaged is said at the end."""
+    """Write the report, with a section per kind of result; damaged results are listed at the end."""
     sections, problems = [], list(results.problems)
     for title, build in SECTIONS.items():
         try:
@@ -402,8 +398,8 @@ def write_report(path: Path, results: Results) -> Path:
             ValueError,
             IndexError,
             AttributeError,
-        ) as e:  # a file that is not as it was written
-            problems.append(f"{title}: its data are not as expected ({type(e).__name__}: {e})")
+        ) as e:  # a damaged file
+            problems.append(f"{title}: unexpected data ({type(e).__name__}: {e})")
             continue
         if section:
             sections.append(section._replace(title=title))
