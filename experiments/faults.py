@@ -162,7 +162,9 @@ def try_mode(
     first = call_mode(mode, arguments, folder, environment)
     filler.unlink()
     second = call_mode(mode, arguments, folder, environment)
-    messages = [line for line in (first.stderr + first.stdout).splitlines() if line.startswith(("error:", "not kept"))]
+    messages = [
+        line for line in (first.stderr + first.stdout).splitlines() if line.startswith(("error:", "not cached"))
+    ]
     no_traceback = "Traceback" not in first.stdout + first.stderr
     passed = no_traceback and second.returncode == 0 and (len(messages) == 1 and first.returncode == 2 or caches_only)
     after = "exit status 0" if second.returncode == 0 else f"exit status {second.returncode}: {second.stderr[-300:]}"

@@ -85,7 +85,7 @@ WRITERS = {
 def test_a_full_disk_is_one_line_whoever_writes(small_disk, name):
     file = small_disk / "a.png"
     file.write_text("as it was")
-    with pytest.raises(UserError, match=r"cannot write .*a\.png: No space left on device; free some space there"):
+    with pytest.raises(UserError, match=r"cannot write .*a\.png: No space left on device; free disk space there"):
         WRITERS[name](file)
     assert file.read_text() == "as it was" and os.listdir(small_disk) == ["a.png"]
 
@@ -94,7 +94,7 @@ def test_a_full_disk_is_one_line_whoever_writes(small_disk, name):
 def test_a_file_that_may_not_grow_is_one_line_whoever_writes(tmp_path, name):
     file = tmp_path / "a.png"
     file.write_text("as it was")
-    with limited(), pytest.raises(UserError, match=r"cannot write .*a\.png: File too large; free some space there"):
+    with limited(), pytest.raises(UserError, match=r"cannot write .*a\.png: File too large; free disk space there"):
         WRITERS[name](file)
     assert file.read_text() == "as it was" and os.listdir(tmp_path) == ["a.png"]
 
@@ -104,16 +104,16 @@ def test_what_else_the_system_says_comes_with_what_to_do(tmp_path):
     (tmp_path / "folder").mkdir()
     for path, said in {
         tmp_path / ("x" * 300): "File name too long; choose a shorter name",
-        tmp_path / "file" / "x": "(Not a directory|File exists); choose another one",
-        tmp_path / "folder": "Is a directory; choose another one",
+        tmp_path / "file" / "x": "(Not a directory|File exists); choose another path",
+        tmp_path / "folder": "Is a directory; choose another path",
     }.items():
         with pytest.raises(UserError, match=f"cannot write .*: {said}"):
             disk.write_text(path, "x")
     for number, said in {
         errno.EROFS: "Read-only file system; choose a folder that you can write",
         errno.EACCES: "Permission denied; choose a folder that you can write",
-        errno.EDQUOT: "Disk quota exceeded; free some space",
-        errno.EIO: "Input/output error; mend that disk",
+        errno.EDQUOT: "Disk quota exceeded; free disk space",
+        errno.EIO: "Input/output error; repair that disk",
     }.items():
         with pytest.raises(UserError, match=said), disk.atomic_write(tmp_path / "y"):
             raise OSError(number, os.strerror(number))

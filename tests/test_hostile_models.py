@@ -139,7 +139,7 @@ def test_an_index_names_files_beside_it(folder, weight_map):
 
 def test_a_tokenizer_without_its_unknown_token_is_refused_before_it_is_used(tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[CLS]\n[SEP]\na\n")
-    with pytest.raises(UserError, match=r"vocab.txt cannot make tokens of texts .*\[UNK\].*; copy it anew"):
+    with pytest.raises(UserError, match=r"vocab.txt cannot tokenize texts .*\[UNK\].*; copy it again"):
         tokenize.read_tokenizer(tmp_path)
 
 

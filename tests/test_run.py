@@ -87,7 +87,10 @@ def test_smoke_writes_everything(finished):
     assert "BatchNorm: 20 of 20 layers keep their statistics" in done.stdout
     assert "650 trainable, 21,472 frozen" in done.stdout
     assert summary["smoke"] and done.stdout.splitlines()[-1] == plots.SMOKE_NOTE
-    assert "Smoke run: it shows that every part works and measures nothing" in (workdir / "report.html").read_text()
+    assert (
+        "Smoke run: it checks that every part works, and its metrics mean nothing"
+        in (workdir / "report.html").read_text()
+    )
 
 
 @pytest.mark.slow
@@ -127,7 +130,7 @@ def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(tmp_path):
         process.send_signal(signal.SIGINT)
         message = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert message.splitlines()[-1] == "stopped; the same command goes on where this one was"
+    assert message.splitlines()[-1] == "stopped; run the same command to resume"
     assert "Traceback" not in message
 
 

@@ -119,7 +119,7 @@ def spoil_config(folder, **changes):
     [
         (lambda f: (f / "config.json").unlink(), "config.json is missing"),
         (lambda f: (f / "config.json").write_text("{"), "config.json is damaged"),
-        (lambda f: (f / "config.json").write_text("[1]"), "config.json is damaged .it holds no JSON object"),
+        (lambda f: (f / "config.json").write_text("[1]"), "config.json is damaged .no JSON object"),
         (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json is damaged .maximum recursion"),
         (lambda f: spoil_config(f, model_type="roberta"), "model_type 'roberta'"),
         (lambda f: spoil_config(f, model_type="distilbert"), "holds a distilbert, not a bert"),

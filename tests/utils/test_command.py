@@ -21,7 +21,7 @@ from tl_jax.utils import command
 
 pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parents[2]
-PREEMPTED = "preempted: stopped after step 7, which is saved; the same command goes on there"
+PREEMPTED = "preempted: stopped after step 7, which is saved; run the same command to resume"
 SHOW = "import os, sys; from tl_jax.utils import command; command.use_huge_pages(); "
 SHOW += "print(os.getpid(), os.environ.get('GLIBC_TUNABLES'), sys.argv[1:])"
 
@@ -50,7 +50,7 @@ def test_a_setting_of_the_users_stays():
     [
         ("UserError('the lr is odd; make it even')", 2, "error: the lr is odd; make it even"),
         ("Preempted('stopped after step 7, which is saved')", 75, PREEMPTED),
-        ("KeyboardInterrupt", 130, "stopped; the same command goes on where this one was"),
+        ("KeyboardInterrupt", 130, "stopped; run the same command to resume"),
     ],
 )
 def test_what_ends_a_command_is_said_in_one_line(raised, code, line):

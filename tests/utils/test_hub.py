@@ -123,7 +123,7 @@ def test_hidden_layers_need_the_whole_file(server, tmp_path, monkeypatch):
 
 def test_a_file_with_another_hash_is_refused(published, server):
     server.files["/top.h5"] = server.files["/notop.h5"]
-    with pytest.raises(UserError, match="top.h5 gave a file with md5:.*expected md5:"):
+    with pytest.raises(UserError, match="top.h5: hash md5:.*, not md5:"):
         pretrained.load("resnet50_tiny")
 
 

@@ -62,7 +62,7 @@ def test_who_changes_a_file_is_told_what_to_delete(tmp_path):
     path = tmp_path / "config.json"
     text = json.dumps(add_checksum({"name": "a", "seed": 1}), indent=2)
     path.write_text(text.replace('"seed": 1', '"seed": 2'))
-    with pytest.raises(UserError, match="not as it was written.*if you changed it yourself, delete its line content_"):
+    with pytest.raises(UserError, match="wrong checksum.*if you edited it, delete its line content_"):
         read_json(path)
     path.write_text("".join(line for line in path.read_text().splitlines(True) if "content_sha256" not in line))
     assert read_json(path) == {"name": "a", "seed": 2}
@@ -87,13 +87,13 @@ def test_a_run_goes_on_without_a_row_that_is_damaged_and_says_so(tmp_path, capsy
     path.write_text("".join([rows[0], rows[1].replace("0.5", "0.4"), rows[2], rows[3][:9]]))
     logging.Log(tmp_path, step=3, total=4, verbose=False).close()
     assert path.read_text() == rows[0] + rows[2]
-    assert "metrics.jsonl, line 2, is damaged (it is not as it was written)" in capsys.readouterr().err
+    assert "metrics.jsonl, line 2, is damaged (wrong checksum)" in capsys.readouterr().err
     path.write_bytes(rows[0].encode() + rows[1].encode().replace(b"0.5", b"0\xac5") + b"{}\n" + rows[2].encode())
     logging.Log(tmp_path, step=3, total=4, verbose=False).close()
     assert path.read_text() == rows[0] + rows[2]
     said = capsys.readouterr().err
     assert (
-        "metrics.jsonl, line 2, is damaged (UnicodeDecodeError" in said and "line 3, is damaged (it is not as" in said
+        "metrics.jsonl, line 2, is damaged (UnicodeDecodeError" in said and "line 3, is damaged (wrong checksum" in said
     )
 
 

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of learning: errors, files, downloads, caches, the command line."""
+"""Utilities without machine learning: errors, files, downloads, caches, the command line."""

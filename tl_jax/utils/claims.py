@@ -1,4 +1,4 @@
-"""What a file claims to hold, checked before memory is taken for it; the arrays of zip files that NumPy writes."""
+"""Check the sizes that a file declares before memory is allocated; read the arrays of NumPy's zip files."""
 
 import math
 import struct
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-_MAX_COMPRESSION = 64  # no real weights or images compress to less than one such part of their size
-_MIN_CLAIM = 1 << 24  # bytes that any file may claim
-# What reading a damaged zip file of arrays raises; some from headers, which are Python.
+_MAX_COMPRESSION = 64  # no real weights or images are compressed more than by this factor
+_MIN_CLAIM = 1 << 24  # bytes that any file may declare
+# Errors from damaged zip files of arrays; some come from headers, which are Python literals.
 NPZ_ERRORS = (
     OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError,
     SyntaxError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
@@ -20,32 +20,32 @@ NPZ_ERRORS = (
 
 
 def max_claim(path: Path) -> int:
-    """Return how many bytes the file may claim to hold, compressed as it may be."""
+    """Return the number of bytes that the file may declare, given its size and compression."""
     return max(_MIN_CLAIM, _MAX_COMPRESSION * path.stat().st_size)
 
 
 def check_claim(path: Path, claimed: int, source: str) -> None:
-    """Raise ``ValueError`` when ``source`` claims far more bytes than the file has."""
+    """Raise ``ValueError`` if ``source`` declares far more bytes than the file has."""
     if claimed > max_claim(path):
-        raise ValueError(f"{source} claim {claimed} bytes, far more than it has")
+        raise ValueError(f"{source} declare {claimed} bytes, far more than it has")
 
 
 def check_zip(path: Path, archive: zipfile.ZipFile) -> None:
-    """Raise ``ValueError`` when the members claim more than the file has, as they stand in it or when unpacked."""
+    """Raise ``ValueError`` if the members declare more than the file has, compressed or not."""
     members = archive.infolist()
     if sum(member.compress_size for member in members) > path.stat().st_size:  # zipfile would allocate it
-        raise ValueError("its members claim more bytes than it has")
+        raise ValueError("its members declare more bytes than it has")
     check_claim(path, sum(member.file_size for member in members), "its members")
 
 
 def npz_members(path: Path, archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo]]:
-    """Yield the name and the member of each array of an npz file; ``ValueError`` when it claims too much."""
+    """Yield the name and the member of each array of an npz file; raise ``ValueError`` if it declares too much."""
     check_zip(path, archive)
     keys: set[str] = set()
     for member in archive.infolist():
         key = member.filename.removesuffix(".npy")
         if key in keys:
-            raise ValueError(f"{key!r} comes twice; save each array under a name of its own")
+            raise ValueError(f"{key!r} occurs twice; save each array under its own name")
         keys.add(key)
         yield key, member
 
@@ -53,24 +53,24 @@ def npz_members(path: Path, archive: zipfile.ZipFile) -> Iterator[tuple[str, zip
 def read_npy(
     key: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo, check_dtype: Callable[[str, np.dtype], None]
 ) -> np.ndarray:
-    """Return the array of a member; ``ValueError`` when it is not as long as it says, or holds objects.
+    """Return the array of a member; raise ``ValueError`` if its length is wrong, or it holds objects.
 
     Args:
         key: name of the array.
         archive, member: see ``npz_members``.
-        check_dtype: raises an error where the array may not have a type.
+        check_dtype: raises an error for a dtype that is not allowed.
     """
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{key} is compressed in a way that numpy does not write")
+        raise ValueError(f"{key} has a compression that numpy does not write")
     with archive.open(member) as stream:
         version = np.lib.format.read_magic(stream)
         if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{key} is of .npy version {version}")
+            raise ValueError(f"{key} has .npy version {version}")
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = header(stream)
         check_dtype(key, dtype)
-        # NumPy allocates what the header says before it reads.
+        # NumPy allocates by the header before it reads.
         if math.prod(shape) * dtype.itemsize != member.file_size - stream.tell():
-            raise ValueError(f"{key} is not as long as its header says")
+            raise ValueError(f"{key} does not have the length in its header")
     with archive.open(member) as stream:
         return np.lib.format.read_array(stream, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""Commands: what they are busy with is shown on a terminal, and what the user can mend is said in one line."""
+"""Run commands: show progress in a terminal, and report user errors in one line."""
 
 import contextlib
 import os
@@ -14,61 +14,61 @@ from tqdm import tqdm
 from tl_jax.utils import disk, log, plugins
 from tl_jax.utils.errors import Preempted, UserError
 
-EXIT_PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: the same command, tried again, goes on
-TF_LOG_LEVEL = "3"  # XLA's banner about a slow compile is an "error" of its log; what is one is raised, too
-HUGE_PAGES = "glibc.malloc.hugetlb=1"  # of GLIBC_TUNABLES, since glibc 2.35
+EXIT_PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: the same command resumes
+TF_LOG_LEVEL = "3"  # hides XLA's message about slow compilation, logged as an error; real errors are also raised
+HUGE_PAGES = "glibc.malloc.hugetlb=1"  # value of GLIBC_TUNABLES, since glibc 2.35
 REFRESH_SECONDS = 1.0  # between two refreshes of a line
-_display_lock = threading.Lock()  # held while a line of show_elapsed is there: one is enough
+_display_lock = threading.Lock()  # held while show_elapsed shows a line, since one is enough
 
 
 def use_huge_pages() -> None:
-    """Start this process anew with an allocator that asks for huge pages, where that is glibc's; call it first.
+    """Restart this process with huge pages in glibc's allocator, if available; call it first.
 
-    XLA on CPU allocates the memory of a program at each call. In pages of 4 KiB clearing that takes longer than much of
-    what is computed: a step of MobileNetV2 takes 1.4 times as long. glibc reads the setting only at the start of a
-    process. Who has set GLIBC_TUNABLES keeps it as it is.
+    XLA on CPU allocates the memory of a program on each call. Clearing pages of 4 KiB takes longer than much of the
+    computation: a step of MobileNetV2 takes 1.4 times as long. glibc reads the setting only when a process starts. An
+    existing GLIBC_TUNABLES is not changed.
     """
     libc = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {}) else None
     _, _, version = (libc or "").partition("glibc ")
     if version and tuple(map(int, version.split(".")[:2])) >= (2, 35) and "GLIBC_TUNABLES" not in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()
-        with contextlib.suppress(OSError):  # then it is slower, no more
+        with contextlib.suppress(OSError):  # slower otherwise
             os.execve(
                 sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES}
             )
 
 
 def name_flags(message: str) -> str:
-    """Return a message of the library with flags in what it advises: its own words are for callers in Python."""
+    """Return a message with flags for the fields in its advice; the library's messages are for Python callers."""
     problem, separator, action = message.partition("; ")
     return problem + separator + re.sub(r"(?<![\w./-])config\.(?!json\b)(?=[a-z])", "--config.", action)
 
 
 def run(main: Callable[[list[str]], int | None], **options: Any) -> None:
-    """Call ``main`` by ``absl.app.run``; a line and an exit status for what is not a defect.
+    """Call ``main`` with ``absl.app.run``, and turn expected errors into a line and an exit status.
 
-    Modules that ``--import`` names are imported before, so that what they register is known when flags are read.
+    The modules of ``--import`` are imported first, so that the flags can use what they register.
 
-    They are 2 on an error of the user's, 130 on Ctrl-C, 75 where SIGTERM came and the state was saved, and otherwise
-    what ``main`` returns.
+    The exit status is 2 for a user error, 130 for Ctrl-C, 75 for SIGTERM after the state was saved, and otherwise the
+    result of ``main``.
 
     Args:
-        main: takes what is left of the arguments.
+        main: function of the remaining arguments.
         options: further arguments of ``app.run``, such as ``flags_parser``.
     """
     use_huge_pages()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", TF_LOG_LEVEL)
-    from absl import app  # it defines flags, which are not for programs that only call the library
+    from absl import app  # defines flags, so only for commands
 
     log.show_on_screen()
 
     def main_and_flush(argv: list[str]) -> int | None:
-        from tl_jax.utils import compile_cache  # which imports JAX
+        from tl_jax.utils import compile_cache  # imports JAX
 
         compile_cache.enable()
         status = main(argv)
-        sys.stdout.flush()  # what is printed at the end fails here, not where Python ends
+        sys.stdout.flush()  # raise errors of the output here, not at exit
         return status
 
     try:
@@ -82,12 +82,12 @@ def run(main: Callable[[list[str]], int | None], **options: Any) -> None:
         print(f"error: {name_flags(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        print("stopped; run the same command to resume", file=sys.stderr)
         sys.exit(130)
     except Preempted as error:
-        print(f"preempted: {error}; the same command goes on there", file=sys.stderr)
+        print(f"preempted: {error}; run the same command to resume", file=sys.stderr)
         sys.exit(EXIT_PREEMPTED)
-    except BrokenPipeError:  # who read the output has enough, such as ``head``
+    except BrokenPipeError:  # the reader, such as ``head``, has closed
         _discard_output()
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
@@ -100,7 +100,7 @@ def run(main: Callable[[list[str]], int | None], **options: Any) -> None:
 
 
 def show(text: str) -> None:
-    """Print ``text``; it is no error if its reader, such as ``head``, stops before the end."""
+    """Print ``text``; ignore that its reader, such as ``head``, closes early."""
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
@@ -108,7 +108,7 @@ def show(text: str) -> None:
 
 
 def _discard_output() -> None:
-    """Let what is left in the buffer of the output go where it cannot: else Python ends with a traceback of its own."""
+    """Discard buffered output, which would otherwise raise a traceback at exit."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -118,9 +118,9 @@ def _discard_output() -> None:
 
 @contextlib.contextmanager
 def show_elapsed(message: str) -> Iterator[None]:
-    """Show ``message`` with the elapsed seconds, in a line of its own on stderr, until the block ends.
+    """Show ``message`` with the elapsed seconds in a line on stderr until the block ends.
 
-    Within another such block nothing more is shown. Lines written by ``tqdm.write`` appear above it.
+    A nested block shows nothing. Lines of ``tqdm.write`` appear above it.
     """
     if not sys.stderr.isatty() or not _display_lock.acquire(blocking=False):
         yield
@@ -135,7 +135,7 @@ def show_elapsed(message: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def auto_refresh(bar: tqdm) -> Iterator[None]:
-    """Refresh a bar each second, so that its clock goes on while nothing is counted."""
+    """Refresh a bar each second, so that its clock runs between updates."""
     stop = threading.Event()
 
     def tick() -> None:

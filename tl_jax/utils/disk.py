@@ -1,4 +1,4 @@
-"""Files are written beside their place and renamed; a disk that fails is one line that names the file."""
+"""Write files atomically, and report disk errors in one line with the file."""
 
 import contextlib
 import errno
@@ -12,7 +12,7 @@ from tl_jax.utils.errors import UserError
 
 NO_SPACE = ("ENOSPC", "EDQUOT", "EFBIG")
 NO_PERMISSION = ("EACCES", "EPERM", "EROFS")
-# What POSIX calls the ways in which a file system fails; others are mistakes of a program.
+# POSIX errors of a file system; others are bugs of a program.
 DISK_ERRORS = (
     *NO_SPACE, *NO_PERMISSION, "ENAMETOOLONG", "EIO", "ESTALE", "ENODEV", "ENXIO", "ENOTCONN", "EHOSTDOWN", "ETIMEDOUT",
 )  # fmt: skip
@@ -20,10 +20,10 @@ DISK_ERRORS = (
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a name beside ``path`` to write to; put it in place whole or not at all. Missing folders are made.
+    """Yield a temporary path next to ``path``, which replaces ``path`` on success; creates missing folders.
 
     Raises:
-        UserError: the disk fails, whatever the library that writes makes of that.
+        UserError: the disk fails, whatever error the writing library raises.
     """
     temporary = path.with_name(path.name + ".tmp")
     with translate_errors(path):
@@ -32,13 +32,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
             yield temporary
             os.replace(temporary, path)
         finally:
-            with contextlib.suppress(OSError):  # it would hide what was wrong first
+            with contextlib.suppress(OSError):  # would hide the first error
                 temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def translate_errors(where: object) -> Iterator[None]:
-    """Turn any error while ``where`` is written into a UserError of one line."""
+    """Turn disk errors while writing ``where`` into a UserError of one line."""
     try:
         yield
     except (UserError, BrokenPipeError):
@@ -47,24 +47,24 @@ def translate_errors(where: object) -> Iterator[None]:
         number = disk_errno(error) or getattr(error, "errno", None)
         if number:
             raise write_error(where, number) from error
-        if isinstance(error, OSError):  # without a number, as NumPy's of a file that is shorter than it should be
-            raise UserError(f"cannot write {where} ({error}); is there room? Choose another folder") from error
+        if isinstance(error, OSError):  # without errno, as NumPy's for a short write
+            raise UserError(f"cannot write {where} ({error}); free disk space, or choose another folder") from error
         raise
 
 
 def write_bytes(path: Path, content: bytes | bytearray) -> None:
-    """Write a file whole or not at all, see ``atomic_write``."""
+    """Write a file atomically, see ``atomic_write``."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8 whole or not at all, see ``atomic_write``."""
+    """Write a UTF-8 file atomically, see ``atomic_write``."""
     write_bytes(path, text.encode())
 
 
 def save_figure(figure: Any, path: Path, *, colors: int = 0, **options: Any) -> Path:
-    """Write a figure of matplotlib whole or not at all.
+    """Save a matplotlib figure atomically.
 
     Args:
         figure: to save.
@@ -91,24 +91,24 @@ def save_figure(figure: Any, path: Path, *, colors: int = 0, **options: Any) -> 
 
 
 def write_error(where: object, number: int, verb: str = "write") -> UserError:
-    """Return the one line for an error of the system, by its number, with what to do."""
+    """Return the error for a system error number, with an action."""
     name = errno.errorcode.get(number, "")
-    action = "choose another one"
+    action = "choose another path"
     if name in NO_SPACE:
-        action = "free some space there, or choose another folder, and give the same command again"
+        action = "free disk space there, or choose another folder, and run the same command again"
     elif name in NO_PERMISSION:
-        action = "choose a folder that you can write"
+        action = "choose a folder that you can write to"
     elif name == "ENAMETOOLONG":
         action = "choose a shorter name"
     elif name in DISK_ERRORS:
-        action = "mend that disk, or choose another folder, and give the same command again"
+        action = "repair that disk, or choose another folder, and run the same command again"
     return UserError(f"cannot {verb} {where}: {os.strerror(number)}; {action}")
 
 
 def disk_errno(error: BaseException) -> int:
-    """Return the number of the system's error that ``error`` came from, 0 where the disk is not to blame.
+    """Return the system error number behind ``error``, 0 if it is no disk error.
 
-    Libraries have errors of their own, with the system's words.
+    Libraries raise their own errors with the message of the system.
     """
     for cause in error_chain(error):
         if isinstance(cause, OSError) and errno.errorcode.get(cause.errno or 0) in DISK_ERRORS:

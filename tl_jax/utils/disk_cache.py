@@ -1,4 +1,4 @@
-"""Arrays on disk by key: made once, memory-mapped, and the ones used longest ago make room."""
+"""Cache arrays on disk by key: computed once, memory-mapped, and removed least recently used first."""
 
 import contextlib
 import functools
@@ -17,12 +17,12 @@ from tl_jax.utils.log import warn
 
 DAY = 86400.0  # seconds
 PACKAGE_DIR = Path(__file__).parents[1]
-_warned_folders: set[Path] = set()  # folders of which was said that they cannot be written
+_warned_folders: set[Path] = set()  # folders with a warning already
 
 
 @functools.cache
 def code_digest(*packages: str) -> str:
-    """Return a hash of the code in packages of tl_jax: what a changed function makes must not meet what it made."""
+    """Return a hash of the code in packages of tl_jax, so that changed code does not use old arrays."""
     files = sorted(path for package in packages for path in (PACKAGE_DIR / package).rglob("*.py"))
     if not files:
         raise ValueError(f"no code in {', '.join(packages)} below {PACKAGE_DIR}")
@@ -33,8 +33,8 @@ class DiskCache(NamedTuple):
     """A folder of arrays by key.
 
     Attributes:
-        folder: where they are.
-        max_bytes: that they may take together; those used longest ago make room.
+        folder: folder of the arrays.
+        max_bytes: limit of their total size; the least recently used ones are removed.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class DiskCache(NamedTuple):
     ) -> np.ndarray:
         """Return the array of ``key``, memory-mapped; ``make_rows`` yields its rows in chunks if it is not cached.
 
-        Where the folder cannot be written, or the disk is full, that is said, and the array is made in memory.
+        If the folder cannot be written, or the disk is full, warn and return an array in memory.
         """
         path = self.folder / f"{key}.npy"
         with contextlib.ExitStack() as stack:
@@ -56,15 +56,15 @@ class DiskCache(NamedTuple):
             try:
                 if not _is_cached(path, shape, dtype):
                     self._write(path, shape, dtype, make_rows)
-                os.utime(path)  # used just now
+                os.utime(path)  # marks it as used
             except OSError as error:
                 return self._in_memory(dtype, make_rows, error)
         return np.load(path, mmap_mode="r", allow_pickle=False).view(dtype)
 
     def _in_memory(self, dtype: Any, make_rows: Callable[[], Iterator[np.ndarray]], error: Exception) -> np.ndarray:
-        if self.folder not in _warned_folders:  # once is enough: the other arrays meet the same disk
+        if self.folder not in _warned_folders:  # warn once per folder
             _warned_folders.add(self.folder)
-            warn(f"not kept for the next run: {error}; set $TL_JAX_CACHE to a folder with room")
+            warn(f"not cached: {error}; set $TL_JAX_CACHE to a folder with free space")
         return np.concatenate([np.asarray(rows, dtype) for rows in make_rows()])
 
     def _write(
@@ -85,7 +85,7 @@ class DiskCache(NamedTuple):
             partial.unlink(missing_ok=True)
 
     def _make_room(self, needed: int) -> None:
-        """Delete the arrays used longest ago until ``needed`` bytes fit, and what a killed process left."""
+        """Delete the least recently used arrays until ``needed`` bytes fit, and files of killed processes."""
         for stale in self.folder.glob("*.part"):
             with contextlib.suppress(OSError):
                 if time.time() - stale.stat().st_mtime > DAY:
@@ -96,13 +96,13 @@ class DiskCache(NamedTuple):
             if total <= self.max_bytes:
                 break
             total -= path.stat().st_size
-            path.unlink(missing_ok=True)  # who has it open keeps it
+            path.unlink(missing_ok=True)  # open files remain readable
 
 
 def _is_cached(path: Path, shape: tuple[int, ...], dtype: Any) -> bool:
-    """Return whether an array is cached; one that is damaged or cut short is made again."""
+    """Return whether an array is cached and intact."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         return array.shape == tuple(shape) and array.dtype.itemsize == np.dtype(dtype).itemsize
-    except Exception:  # of many kinds, by the byte that is wrong
+    except Exception:  # of any kind, for damaged files
         return False

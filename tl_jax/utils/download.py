@@ -1,4 +1,4 @@
-"""Downloads and tar.gz archives: resumed, hash-checked, and put in place whole or not at all."""
+"""Download files and tar.gz archives: resumable, verified by hash, and moved into place atomically."""
 
 import contextlib
 import fcntl
@@ -24,17 +24,17 @@ from tqdm import tqdm
 from tl_jax.utils.errors import UserError
 from tl_jax.utils.log import warn
 
-TIMEOUT = 30.0  # seconds without a byte before the connection counts as broken
-MAX_TRIES = 3  # in a row that bring no byte at all
-RETRY_WAIT = 1.0  # seconds between them
-CHUNK = 1 << 14  # bytes; a break loses at most the chunk under way
+TIMEOUT = 30.0  # seconds without a byte after which the connection is considered broken
+MAX_TRIES = 3  # consecutive tries without any bytes
+RETRY_WAIT = 1.0  # seconds between tries
+CHUNK = 1 << 14  # bytes; at most one chunk is lost when the connection breaks
 CONNECTION_ERRORS = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
 
 def cache_dir() -> Path:
-    """Return the folder for downloads and caches: ``$TL_JAX_CACHE``, or ``~/.cache/tl_jax``. It need not exist yet.
+    """Return the folder for downloads and caches: ``$TL_JAX_CACHE``, or ``~/.cache/tl_jax``. It may not exist yet.
 
-    A user without a home, as in a container started with a bare user number, gets a folder below the temporary one.
+    Without a home folder, as in a container with only a user number, it is in the temporary folder.
     """
     if os.environ.get("TL_JAX_CACHE"):
         return Path(os.environ["TL_JAX_CACHE"]).expanduser()
@@ -42,37 +42,37 @@ def cache_dir() -> Path:
     return Path(home) / ".cache" / "tl_jax" if home not in ("~", "", "/") else _fallback_cache_dir()
 
 
-@functools.cache  # said once
+@functools.cache  # warns once
 def _fallback_cache_dir() -> Path:
     folder = Path(tempfile.gettempdir()) / f"tl_jax-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        is_own = folder.stat().st_uid == os.getuid()  # others could put programs there, which are run
+        is_own = folder.stat().st_uid == os.getuid()  # cached programs are executed
     except OSError:
         is_own = False
     if not is_own:
-        raise UserError(f"no home folder, and {folder} cannot be used; set $TL_JAX_CACHE to a folder of yours")
-    warn(f"no home folder: what is kept goes to {folder}; set $TL_JAX_CACHE to choose another")
+        raise UserError(f"no home folder, and {folder} cannot be used; set $TL_JAX_CACHE to your own folder")
+    warn(f"no home folder: caches are in {folder}; set $TL_JAX_CACHE to choose another")
     return folder
 
 
 def fetch(url: str, path: Path, digest: str, *, progress: bool = True, hint: str = "") -> Path:
-    """Download ``url`` to ``path`` unless the right file is there, and return ``path``.
+    """Download ``url`` to ``path`` unless the right file exists, and return ``path``.
 
-    An unfinished download stays at ``path`` + ".part" and is resumed where the server can; a file with the wrong hash
-    is kept at ``path`` + ".bad". Processes that want the same file wait for each other.
+    An unfinished download stays at ``path`` + ".part" and is resumed if the server supports it; a file with the wrong
+    hash is kept at ``path`` + ".bad". Processes that want the same file wait for each other.
 
     Args:
-        url: an http or https address.
-        path: where the file goes; missing folders are made.
-        digest: "md5:HEX" (32 digits) or "sha256:HEX" (64 digits, or the first 8 or more of them); "" where the
-            publisher states none, and whatever comes is taken.
-        progress: show a progress bar on stderr.
-        hint: another way out, put at the end of the message when the download fails ("or pass config.x=FILE").
+        url: http or https address.
+        path: path of the file; missing folders are created.
+        digest: "md5:HEX" (32 digits) or "sha256:HEX" (64 digits, or at least the first 8); "" if the publisher gives
+            none, which skips the check.
+        progress: whether to show a progress bar on stderr.
+        hint: alternative for the message of a failed download, such as "or pass config.x=FILE".
 
     Raises:
-        UserError: no connection, an HTTP error, a wrong hash (also of a file already at ``path``, which is left
-            alone), a folder that cannot be written, or a malformed digest.
+        UserError: no connection, an HTTP error, a wrong hash (also of an existing ``path``, which is not changed), a
+            folder that cannot be written, or a malformed digest.
     """
     path = Path(path)
     _hash_algorithm(digest)
@@ -80,7 +80,7 @@ def fetch(url: str, path: Path, digest: str, *, progress: bool = True, hint: str
         return path
     partial, rejected = (path.with_name(path.name + suffix) for suffix in (".part", ".bad"))
     with locked(path):
-        if _is_downloaded(url, path, digest):  # another process fetched it while we waited
+        if _is_downloaded(url, path, digest):  # another process fetched it meanwhile
             return path
         try:
             complete = digest and partial.is_file() and _file_digest(partial, digest).startswith(digest)
@@ -90,29 +90,29 @@ def fetch(url: str, path: Path, digest: str, *, progress: bool = True, hint: str
             if not actual.startswith(digest):
                 os.replace(partial, rejected)
                 raise UserError(
-                    f"{url} gave a file with {actual}, expected {digest}; it is kept at {rejected}: "
-                    f"run again to download it anew, or put the right file at {path}"
+                    f"{url}: hash {actual}, not {digest} (file kept at {rejected}); run again to download it, or put "
+                    f"the right file at {path}"
                 )
             os.replace(partial, path)
-        except requests.RequestException as error:  # before OSError, which it is a kind of
-            alternative = f"put the file at {path} by hand {hint}".strip()
-            raise UserError(f"cannot download {url} ({_reason(error)}): try again later, or {alternative}") from error
+        except requests.RequestException as error:  # a subclass of OSError
+            alternative = f"put the file at {path} {hint}".strip()
+            raise UserError(f"cannot download {url} ({_reason(error)}); try again later, or {alternative}") from error
         except OSError as error:
             where = error.filename2 or error.filename or partial
             raise UserError(
-                f"cannot write {where} ({error.strerror or error}): free the disk or choose another folder"
+                f"cannot write {where} ({error.strerror or error}); free disk space, or choose another folder"
             ) from error
     return path
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Let one process at a time make ``path``; the others wait. Makes the missing folders above it.
+    """Let one process at a time create ``path``; others wait. Creates missing folders.
 
-    The lock is a file ``path`` + ".lock", gone afterwards; the system frees it when its process dies.
+    The lock is a file ``path`` + ".lock", removed afterwards; the system releases it when its process ends.
 
     Raises:
-        UserError: the folder cannot be made or written.
+        UserError: the folder cannot be created or written to.
     """
     lock = path.with_name(path.name + ".lock")
     file = None
@@ -122,19 +122,19 @@ def locked(path: Path) -> Iterator[None]:
             file = _lock(lock)
     except OSError as error:
         raise UserError(
-            f"cannot write in {lock.parent} ({error.strerror or error}): choose a folder you can write"
+            f"cannot write in {lock.parent} ({error.strerror or error}); choose a folder that you can write to"
         ) from error
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)  # while still held, see _lock
+        lock.unlink(missing_ok=True)  # before it is released, see _lock
         file.close()
 
 
 def _lock(lock: Path) -> BinaryIO | None:
-    """Open and lock the file; None if the holder we waited for has removed it, so that it guards nothing any more."""
+    """Open and lock the file; return None if its previous holder has removed it meanwhile."""
     file = open(lock, "wb")
-    with contextlib.suppress(OSError):  # a file system without locks: better unguarded than not at all
+    with contextlib.suppress(OSError):  # on a file system without locks, go on without
         fcntl.flock(file, fcntl.LOCK_EX)
     with contextlib.suppress(FileNotFoundError):
         if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
@@ -147,29 +147,29 @@ def _hash_algorithm(digest: str) -> str:
     """Return the algorithm of "md5:HEX" or "sha256:HEX"."""
     if digest and not re.fullmatch(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{8,64}", digest):
         raise UserError(
-            f"digest {digest!r} is malformed: write md5:HEX (32 digits) or sha256:HEX (8 to 64), lower case"
+            f"digest {digest!r} is malformed; write md5:HEX (32 digits) or sha256:HEX (8 to 64), lower case"
         )
     return digest.partition(":")[0]
 
 
 def _file_digest(path: Path, digest: str) -> str:
-    """Return the file's digest "ALGORITHM:HEX" with the algorithm of ``digest``."""
+    """Return the digest "ALGORITHM:HEX" of a file, with the algorithm of ``digest``."""
     algorithm = _hash_algorithm(digest)
     return f"{algorithm}:{pooch.file_hash(path, alg=algorithm)}"
 
 
 def _is_downloaded(url: str, path: Path, digest: str) -> bool:
-    """Tell whether the right file is at ``path``; a wrong one is an error, and stays as it is."""
+    """Return whether the right file is at ``path``; raise a UserError for a wrong one."""
     if not path.is_file() or not digest:
         return path.is_file()
     actual = _file_digest(path, digest)
     if not actual.startswith(digest):
-        raise UserError(f"{path} has {actual}, expected {digest}: move it away and {url} is downloaded, or replace it")
+        raise UserError(f"{path}: hash {actual}, not {digest}; move it away to download {url}, or replace it")
     return True
 
 
 def _download(url: str, partial: Path, progress: bool) -> None:
-    """Append what is missing of ``url`` to ``partial``; try again as long as a try brings any bytes."""
+    """Append the missing bytes of ``url`` to ``partial``; retry as long as a try brings any bytes."""
     failures = 0
     with open(partial, "ab") as file:
         max_size = file.tell()
@@ -189,23 +189,23 @@ def _download(url: str, partial: Path, progress: bool) -> None:
 
 
 def _request(url: str, file: BinaryIO, progress: bool) -> None:
-    """Ask once for the bytes of ``url`` from the file's end on, and write what comes."""
+    """Request the bytes of ``url`` from the end of the file once, and append them."""
     start = file.tell()
 
     def restart_unless_resumed(response: requests.Response, **_: object) -> None:
-        # A server that knows no ranges answers 200 with the whole file: begin again.
+        # A server without range requests answers 200 with the whole file: start over.
         resumed = response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
         if response.ok and not response.is_redirect and not (response.status_code == 206 and resumed):
             file.seek(0)
             file.truncate()
 
-    # "identity": a transfer packed on the way would be unpacked by requests, and its ranges would mean other bytes.
+    # "identity": requests would decompress another encoding, whose ranges count compressed bytes.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     name = Path(file.name).stem
-    hide_bar = not (progress and sys.stderr.isatty())  # a log file has no use for a bar
+    hide_bar = not (progress and sys.stderr.isatty())  # not in log files
     with tqdm(desc=name, total=1, unit="B", unit_scale=True, mininterval=0.5, disable=hide_bar, leave=False) as bar:
         downloader = pooch.HTTPDownloader(
-            bar,  # pyright: ignore[reportArgumentType]  # pooch takes any bar, its default hides that
+            bar,  # pyright: ignore[reportArgumentType]  # pooch accepts any bar
             CHUNK,
             timeout=TIMEOUT,
             headers=headers,
@@ -215,19 +215,19 @@ def _request(url: str, file: BinaryIO, progress: bool) -> None:
             downloader(url, file, None)
         except requests.HTTPError as error:
             status = None if error.response is None else error.response.status_code
-            if not (start and status == 416):  # nothing after the end: the part is complete
+            if not (start and status == 416):  # 416: no bytes are missing
                 raise
 
 
 def _reason(error: requests.RequestException) -> str:
-    """Say in a few words why a request failed."""
+    """Return the short reason of a failed request."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"HTTP {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.Timeout):
         return f"no answer within {TIMEOUT:.0f} s"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
         return "the connection broke"
-    cause = getattr(error.args[0], "reason", error) if error.args else error  # urllib3 wraps what happened
+    cause = getattr(error.args[0], "reason", error) if error.args else error  # urllib3 wraps the cause
     return str(cause).replace("\n", " ").rpartition(": ")[2] or type(error).__name__
 
 
@@ -236,33 +236,33 @@ ARCHIVE_ERRORS = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error)
 
 @contextlib.contextmanager
 def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
-    """Open a tar.gz; what turns out to be wrong with it while it is read is a UserError that names it."""
+    """Open a tar.gz; raise a UserError with its name for any error while it is read."""
     try:
         with tarfile.open(path, "r:gz") as tar:
             yield tar
     except tarfile.FilterError as error:
-        raise UserError(f"{path} is refused ({error}): take the archive of its publisher") from error
+        raise UserError(f"{path}: unsafe content ({error}); use the publisher's archive") from error
     except ARCHIVE_ERRORS as error:
-        raise UserError(f"{path} is a damaged archive ({error}): delete it, it is then downloaded again") from error
+        raise UserError(f"{path}: damaged archive ({error}); delete it to download it again") from error
 
 
 def fetch_archive(url: str, digest: str, folder: Path, *, hint: str = "") -> Path:
-    """Return ``folder`` with the content of a tar.gz, which is downloaded and unpacked on the first use.
+    """Return ``folder`` with the content of a tar.gz, downloaded and unpacked on first use.
 
-    The archive stays beside the folder. Processes that want the same folder wait for each other, and what a killed
-    one left is removed. A folder that is there is taken for whole.
+    The archive is kept next to the folder. Processes that want the same folder wait for each other, and the remains of
+    a killed one are removed. An existing folder is considered complete.
 
     Args:
-        url, digest, hint: as ``fetch`` takes them.
-        folder: where its files go; missing folders are made.
+        url, digest, hint: as in ``fetch``.
+        folder: folder for the content; missing folders are created.
 
     Raises:
-        UserError: a failed download, a damaged archive, one with links, devices or paths that lead out of the folder,
-            or a folder that cannot be written.
+        UserError: a failed download, a damaged archive, one with links, devices or paths outside the folder, or a
+            folder that cannot be written.
     """
     if not folder.is_dir():
         with locked(folder):
-            if not folder.is_dir():  # else another process made it while we waited
+            if not folder.is_dir():  # else another process made it meanwhile
                 archive = folder.parent / Path(urlsplit(url).path).name
                 _unpack(fetch(url, archive, digest, hint=hint), folder)
     return folder
@@ -271,25 +271,25 @@ def fetch_archive(url: str, digest: str, folder: Path, *, hint: str = "") -> Pat
 def _unpack(archive: Path, folder: Path) -> None:
     if not hasattr(tarfile, "data_filter"):
         raise UserError(
-            f"Python before 3.11.4 cannot unpack archives safely: unpack {archive} by hand and pass the folder as "
-            "config.data.dir, or use a newer Python"
+            f"Python before 3.11.4 cannot unpack archives safely; unpack {archive} by hand and set config.data.dir to "
+            "the folder, or use a newer Python"
         )
     staged = folder.with_name(f"incomplete.{folder.name}")
     try:
-        shutil.rmtree(staged, ignore_errors=True)  # its writer was killed: we hold the lock
+        shutil.rmtree(staged, ignore_errors=True)  # its writer was killed, as we hold the lock
         with open_tar(archive) as tar:
             tar.extractall(staged, filter=_safe_member)
         os.replace(staged, folder)
     except OSError as error:
         raise UserError(
-            f"cannot write {folder} ({error.strerror or error}): free the disk or choose another folder"
+            f"cannot write {folder} ({error.strerror or error}); free disk space, or choose another folder"
         ) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
 
 def _safe_member(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """Let through files and folders that stay within ``folder``, with no more rights than files need."""
+    """Accept files and folders within ``folder`` only, with restricted permissions."""
     if not (member.isfile() or member.isdir()):
         raise tarfile.SpecialFileError(member)
     return tarfile.data_filter(member, folder)

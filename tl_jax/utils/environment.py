@@ -1,4 +1,4 @@
-"""Where and with what something was computed: versions, devices, memory, commit."""
+"""Describe the environment of a run: versions, devices, memory, commit."""
 
 import functools
 import os
@@ -18,7 +18,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def describe() -> dict[str, Any]:
-    """Return what a summary says of the machine; the memory is the most that this process has held, in bytes."""
+    """Return the environment for a summary; the memory is the peak of this process in bytes."""
     scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there and in KiB elsewhere
     return {
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
@@ -31,12 +31,12 @@ def describe() -> dict[str, Any]:
 
 
 def total_memory() -> int:
-    """Return the bytes of memory of this machine."""
+    """Return the total memory of this machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def processor() -> str:
-    """Return the name of the processor as far as the system says it, else its architecture."""
+    """Return the name of the processor if the system provides it, else its architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -44,15 +44,15 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computes."""
+    """Return the versions of Python and the numerical libraries."""
     return {"tl_jax": __version__, **{name: version(name) for name in PACKAGES}}
 
 
-@functools.cache  # of the code that runs, whatever is checked out later
+@functools.cache  # of the imported code, even if another commit is checked out later
 def commit() -> str:
-    """Return the short commit of the checkout that this file is tracked in, "" elsewhere."""
+    """Return the short commit of the checkout that contains this file; "" outside one."""
     folder = Path(__file__).parent
-    tracked = ["git", "ls-files", "--error-unmatch", Path(__file__).name]  # not that of a project with a copy of it
+    tracked = ["git", "ls-files", "--error-unmatch", Path(__file__).name]  # excludes projects with an untracked copy
     try:
         if subprocess.run(tracked, cwd=folder, capture_output=True).returncode:
             return ""

@@ -1,16 +1,16 @@
-"""The one exception a user is meant to read: it names the offender and the next action."""
+"""Errors for users, with one line that gives the problem and the next action."""
 
 import difflib
 import re
 from collections.abc import Iterable, Sequence
 
-MAX_WORD, MAX_LINE = 300, 2000  # characters: a damaged file can have names as long as itself
+MAX_WORD, MAX_LINE = 300, 2000  # characters; names in damaged files can be very long
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what is wrong, where, and what to do next.
+    """An error that the user can fix. The message is one line: where it is, what is wrong, and what to do.
 
-    Names that a file brings along may have line breaks, or be as long as the file: they are shortened.
+    Line breaks in the message are replaced, and long names, as from damaged files, shortened.
     """
 
     def __init__(self, message: object):
@@ -21,45 +21,45 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """Training came to numbers that are not finite."""
+    """Training diverged to values that are not finite."""
 
 
 class Preempted(Exception):
-    """SIGTERM came while training, and the state was saved; the message says where."""
+    """SIGTERM arrived while training, and the state was saved; the message gives the place."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return ``did you mean 'x'?`` for the closest of ``choices``, or the whole list when none is close."""
+    """Return ``did you mean 'x'?`` for the closest of ``choices``, or the list of all if none is close."""
     choices = sorted(choices)
     matches = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     return f"did you mean {matches[0]!r}?" if matches else f"choose one of {', '.join(choices)}"
 
 
 def join_names(names: Sequence[object], max_names: int) -> str:
-    """Return names in one line, such as "a, b and 3 more", at most ``max_names`` of them."""
+    """Return at most ``max_names`` names in one line, such as "a, b and 3 more"."""
     return ", ".join(map(str, names[:max_names])) + (
         f" and {len(names) - max_names:,} more" if len(names) > max_names else ""
     )
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error of a library's, or its type where it says nothing."""
+    """Return the first line of an error message, or its type if it is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def combine_errors(where: object, errors: Sequence[UserError], summary: str) -> UserError:
-    """Return one error for several: their count, and the first ones in full.
+    """Return one error for several: their summary, and the first ones in full.
 
     Args:
-        where: the faults are, such as the name of a data set.
-        errors: at least one; a single one is returned as it is.
-        summary: they are about, with their number, such as "5 of 40 images cannot be read".
+        where: location of the errors, such as the name of a data set.
+        errors: at least one; a single one is returned unchanged.
+        summary: summary with their number, such as "5 of 40 images cannot be read".
     """
     return errors[0] if len(errors) == 1 else UserError(f"{where}: {summary}: {join_errors(errors)}")
 
 
 def join_errors(errors: Sequence[UserError], max_errors: int = 5) -> str:
-    """Return the first errors ``{what is wrong}; {action}`` in one line: what is wrong with each, then what to do."""
+    """Return the first errors ``{what is wrong}; {action}`` in one line: all problems, then the actions."""
     lines = [str(error) for error in errors[:max_errors]]
     if len(errors) == 1:
         return lines[0]

@@ -1,11 +1,11 @@
-"""Optional dependencies: which extra of the package brings a library, and one line that says so if it is missing."""
+"""Optional dependencies: the extras of the package, and the error if one is missing."""
 
 import contextlib
 from collections.abc import Iterator
 
 from tl_jax.utils.errors import UserError
 
-# What an extra brings beyond the base, by the names that are imported; pyproject.toml has their versions.
+# Import names that an extra adds; pyproject.toml has their versions.
 EXTRAS = {
     "detection": ("pycocotools", "defusedxml"),
     "distance": ("ott",),
@@ -20,12 +20,12 @@ EXTRAS = {
 
 
 class MissingExtra(UserError, ImportError):
-    """A library that only some uses need is not installed."""
+    """An optional library is not installed."""
 
 
 @contextlib.contextmanager
 def require_extra(extra: str) -> Iterator[None]:
-    """Turn the failed import of a library of ``extra`` into a line that says how to install it.
+    """Turn a failed import of a library of ``extra`` into an error that tells how to install it.
 
     Raises:
         MissingExtra: a library of the extra is not installed.
@@ -37,6 +37,6 @@ def require_extra(extra: str) -> Iterator[None]:
         if library not in EXTRAS[extra]:
             raise
         raise MissingExtra(
-            f"{library} is not installed, which the extra {extra!r} brings; pip install 'tl-jax[{extra}]', "
-            f"or pip install '.[{extra}]' in a checkout"
+            f"{library} is not installed (extra {extra!r}); pip install 'tl-jax[{extra}]', or pip install "
+            f"'.[{extra}]' in a checkout"
         ) from None

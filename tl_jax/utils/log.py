@@ -1,8 +1,8 @@
-"""What the library tells, by ``logging`` under the name tl_jax: it prints nothing, and commands show it on the screen.
+"""Messages of the library, logged as "tl_jax"; nothing is printed, and commands show them in the terminal.
 
     logging.basicConfig(level=logging.INFO)
 
-shows it in other programs; warnings are shown without that.
+shows them in other programs; warnings are shown by default.
 """
 
 import functools
@@ -17,18 +17,18 @@ LOGGER = logging.getLogger("tl_jax")
 
 
 def warn(text: str) -> None:
-    """Tell what the user should know of data, files or results, without ending the work on them."""
+    """Log a warning about data, files or results, and continue."""
     LOGGER.warning("%s", text)
 
 
 @functools.cache
 def warn_once(text: str) -> None:
-    """Tell something once a process, however often a data set is read."""
+    """Log a warning once per process, however often a data set is read."""
     warn(text)
 
 
 class ScreenHandler(logging.Handler):
-    """Writes lines above a progress bar: news to stdout, warnings to stderr."""
+    """Writes lines above a progress bar: messages to stdout, warnings to stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with disk.translate_errors("the output"):
@@ -38,7 +38,7 @@ class ScreenHandler(logging.Handler):
 
 
 def show_on_screen() -> None:
-    """Show what the library tells, as commands do, and nobody else's handlers twice."""
+    """Show the messages of the library in the terminal, without passing them to other handlers."""
     if not any(isinstance(handler, ScreenHandler) for handler in LOGGER.handlers):
         LOGGER.addHandler(ScreenHandler())
     LOGGER.setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""Things that are found by name: networks, tasks, data sets, scores, regularisers, methods."""
+"""Registries by name: networks, tasks, data sets, metrics, regularizers, methods."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -7,34 +7,34 @@ from typing import Any, Generic, TypeVar
 from tl_jax.utils.errors import UserError, nearest
 
 T = TypeVar("T")
-IMPORT_HINT = "one of your own needs --import=MODULE, or an import of its module in Python"
+IMPORT_HINT = "a custom one needs --import=MODULE, or an import of its module in Python"
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Names and what they stand for, in the order in which they were added."""
+    """A mapping of names to entries, in the order of registration."""
 
     def __init__(self, what: str):
-        """``what`` they are, in a word, for messages."""
+        """Create a registry; ``what`` is the kind of its entries, for messages."""
         self.what = what
         self._entries: dict[str, T] = {}
         self._origins: dict[str, tuple[str, str]] = {}
 
     def add(self, name: str, entry: T, module: str, qualname: str = "") -> None:
-        """Add an entry of a module; what is imported anew replaces what it added before.
+        """Add an entry of a module; importing the module again replaces it.
 
         Args:
-            name: of the entry.
-            entry: to be added.
-            module: that adds it.
-            qualname: of the class or function that is added, which tells two of one module apart.
+            name: name of the entry.
+            entry: the entry.
+            module: module that adds it.
+            qualname: name of the class or function, to distinguish entries of one module.
 
         Raises:
-            UserError: there is another entry of this name.
+            UserError: another entry has this name.
         """
         origin = f"{module}.{qualname}" if qualname else module
         if self._origins.setdefault(name, (module, qualname)) != (module, qualname):
             other = ".".join(filter(None, self._origins[name]))
-            raise UserError(f"{self.what} {name!r} of {origin} is one of {other}, too; choose another name")
+            raise UserError(f"{self.what} {name!r} of {origin} is already registered by {other}; choose another name")
         self._entries[name] = entry
 
     def module(self, name: str) -> str:
@@ -43,7 +43,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     @contextlib.contextmanager
     def temporary(self) -> Iterator[None]:
-        """Take out what is added in the block when it ends."""
+        """Remove the entries added within the block when it ends."""
         entries, origins = dict(self._entries), dict(self._origins)
         try:
             yield
@@ -57,7 +57,7 @@ class Registry(Mapping[str, T], Generic[T]):
             raise UserError(self.unknown(name)) from None
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return an entry, or the default where there is none."""
+        """Return an entry, or the default if there is none."""
         return self._entries.get(name, default)
 
     def __contains__(self, name: object) -> bool:
@@ -70,5 +70,5 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._entries)
 
     def unknown(self, name: str) -> str:
-        """Return the message about a name that is not there."""
+        """Return the message about an unknown name."""
         return f"unknown {self.what} {name!r}; {nearest(name, self._entries)}; {IMPORT_HINT}"

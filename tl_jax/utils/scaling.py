@@ -1,4 +1,4 @@
-"""Pixel scalings by name, which pretrained weights and data share."""
+"""Pixel scalings by name, shared by pretrained weights and data."""
 
 import sys
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from tl_jax.utils.registry import Registry
 
 
 class Scaling(NamedTuple):
-    """How uint8 pixels become network inputs: ``(pixel * scale - mean) / std``, channels in ``order``."""
+    """Scaling of uint8 pixels to network inputs: ``(pixel * scale - mean) / std``, channels in ``order``."""
 
     order: str  # "rgb" or "bgr"
     scale: float
@@ -19,7 +19,7 @@ SCALINGS: Registry[Scaling] = Registry("scaling")
 
 
 def register_scaling(name: str, scaling: Scaling) -> None:
-    """Make a scaling known, so that weights and ``config.input.scaling`` can name it.
+    """Register a scaling for weights and ``config.input.scaling``.
 
     Raises:
         UserError: another module has registered other numbers under this name.
@@ -29,7 +29,7 @@ def register_scaling(name: str, scaling: Scaling) -> None:
 
 
 # "caffe" and "tf" are the modes of keras.applications.imagenet_utils.preprocess_input, "torch" is torchvision's
-# normalisation; "unit" (x/255) fits no published weights and exists to reproduce experiments that used it.
+# normalization; "unit" (x/255) is used by no published weights and reproduces older experiments.
 register_scaling("caffe", Scaling("bgr", 1.0, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)))
 register_scaling("tf", Scaling("rgb", 1 / 127.5, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0)))
 register_scaling("torch", Scaling("rgb", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))

@@ -1,4 +1,4 @@
-"""Leaves of a parameter tree by path, ``stage1/block1/conv1/kernel``: what freeze rules and conversion tables match."""
+"""Leaves of a parameter tree by path, ``stage1/block1/conv1/kernel``, for freeze rules and conversion tables."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ Tree = Mapping[str, Any]
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
-    """Return the leaves of a nested dict as ``{"a/b/c": leaf}``, in the tree's own order."""
+    """Return the leaves of a nested dict as ``{"a/b/c": leaf}``, in the order of the tree."""
     return traverse_util.flatten_dict(tree, sep="/")
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nested dict that ``flatten`` would turn into ``leaves``."""
+    """Return the nested dict of ``{"a/b/c": leaf}``, the inverse of ``flatten``."""
     return traverse_util.unflatten_dict(dict(leaves), sep="/")
 
 
@@ -28,18 +28,18 @@ def label_leaves(tree: Tree, rules: Sequence[tuple[str, str]]) -> dict[str, Any]
 
     Args:
         tree: nested dict of arrays.
-        rules: pairs (regex, label), tried in order; the regex must match the whole path, not a part of it.
+        rules: pairs (regex, label), tried in order; the regex must match the whole path.
 
     Returns:
         The same nesting with a label at every leaf.
 
     Raises:
-        UserError: a leaf that no rule matches (every such leaf is listed).
+        UserError: no rule matches some leaves; it lists them.
     """
     labels = {p: next((label for regex, label in rules if re.fullmatch(regex, p)), None) for p in flatten(tree)}
     unmatched = [path for path, label in labels.items() if label is None]
     if unmatched:
-        raise UserError(f"no freeze rule matches {', '.join(unmatched)}; add a rule, the last one may be ('.*', LABEL)")
+        raise UserError(f"no freeze rule matches {', '.join(unmatched)}; add a rule, such as ('.*', LABEL) at the end")
     return unflatten(labels)
 
 
