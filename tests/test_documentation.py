@@ -168,7 +168,8 @@ def check_command(words: list[str]) -> None:
         if program == "sbatch":
             check_run([word for word in rest if word.startswith("--")])
         for word in rest:
-            if "/" in word and not word.startswith(("-", ".venv", "docs/_build", "runs")) or word.endswith((".txt", ".yml", ".yaml")):
+            is_output = word.startswith(("-", ".venv", "docs/_build", "runs"))
+            if ("/" in word and not is_output) or word.endswith((".txt", ".yml", ".yaml")):
                 assert (ROOT / word).exists(), f"no file {word} of {' '.join(words)}"
 
 
