@@ -15,8 +15,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FRAME = """<!doctype html><meta charset="utf-8"><body><iframe id="f" style="width: {width}px; height: 3000px; border: 0"
 srcdoc="{page}"></iframe><script>onload = () => {{ const f = document.getElementById("f"), d = f.contentDocument;
 const asked = f.contentWindow.performance.getEntriesByType("resource").map(e => e.name).filter(a => !/^data:/.test(a));
-document.title = JSON.stringify({{width: d.documentElement.scrollWidth, pictures: d.inputs.length,
-broken: [...d.inputs].filter(i => !i.naturalWidth).length, asked}}); }};</script>"""
+document.title = JSON.stringify({{width: d.documentElement.scrollWidth, pictures: d.images.length,
+broken: [...d.images].filter(i => !i.naturalWidth).length, asked}}); }};</script>"""
 
 
 class Seen(NamedTuple):

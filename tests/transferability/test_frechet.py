@@ -61,9 +61,9 @@ def test_any_array_will_do():
     "x1,x2,message",
     [
         (draw(4, 2), draw(5, 3), "x1 has 2 features and x2 has 3; take both from the same layer of one network"),
-        (draw(4, 2), draw(4, 2)[0], r"x2 must be features \(N, D\) of real numbers, not \(2,\) of float64"),
-        (draw(4, 0), draw(4, 0), r"x1 must be features \(N, D\) of real numbers, not \(4, 0\)"),
-        (np.array([["a"]]), draw(4, 1), "x1 must be features"),
+        (draw(4, 2), draw(4, 2)[0], r"x2: must be features \(N, D\) of real numbers, not \(2,\) of float64"),
+        (draw(4, 0), draw(4, 0), r"x1: must be features \(N, D\) of real numbers, not \(4, 0\)"),
+        (np.array([["a"]]), draw(4, 1), "x1: must be features"),
         (draw(4, 2), draw(1, 2), "x2: 1 example, but this needs at least 2; pass more"),
         (draw(4, 2), np.full((4, 2), np.inf), "features x2: values are not finite"),
     ],

@@ -126,7 +126,7 @@ def test_any_array_will_do(measure):
         (draw(4, 2), draw(4, 2), {"kernel": "ply"}, "unknown kernel 'ply'; did you mean 'poly'"),
         (draw(4, 2), draw(4, 2), {"kernel": "rbf", "bandwidth": -1.0}, "bandwidth=-1.0: out of range"),
         (np.ones((4, 2)), np.ones((4, 2)), {"kernel": "rbf"}, "the median distance is zero"),
-        (draw(4, 2), draw(1, 2), {}, "x2 has 1 example, but this needs 2 or more"),
+        (draw(4, 2), draw(1, 2), {}, "x2: 1 example, but this needs at least 2"),
         (draw(4, 2), draw(4, 3), {}, "x1 has 2 features and x2 has 3"),
         (draw(4, 2), draw(4, 2) * np.nan, {}, "x2: values are not finite"),
     ],

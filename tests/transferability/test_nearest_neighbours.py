@@ -93,13 +93,13 @@ def test_no_queries_have_no_classes():
     "changes,message",
     [
         ({"queries": np.zeros((2, 3))}, r"queries: shape \(2, 3\) does not match \(M, 8\)"),
-        ({"queries": np.zeros(8)}, r"not \(8,\)"),
+        ({"queries": np.zeros(8)}, r"queries: shape \(8,\)"),
         ({"queries": np.full((2, 8), np.inf)}, "queries: values are not finite"),
         ({"features": np.full((200, 8), np.nan)}, "features: values are not finite"),
-        ({"labels": np.zeros(3, int)}, r"not \(200, 8\) and \(3,\)"),
+        ({"labels": np.zeros(3, int)}, r"features \(200, 8\) and labels \(3,\)"),
         ({"metric": "cosin"}, "unknown metric 'cosin'; did you mean 'cosine'"),
-        ({"k": 0}, "k=0 must be from 1 to 200, the number of examples"),
-        ({"k": 201}, "k=201 must be from 1 to 200"),
+        ({"k": 0}, "k=0: out of range; it must be from 1 to 200, the number of examples"),
+        ({"k": 201}, "k=201: out of range; it must be from 1 to 200"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):

@@ -109,8 +109,8 @@ def test_a_strength_that_is_none_is_refused(probe, c):
     "features,labels,message",
     [
         (np.zeros((4, 2)), np.zeros(3, int), r"got features \(4, 2\) and labels \(3,\)"),
-        (np.zeros(4), np.zeros(4, int), r"not \(4,\)"),
-        (np.zeros((0, 4)), np.zeros(0, int), r"not \(0, 4\)"),
+        (np.zeros(4), np.zeros(4, int), r"got features \(4,\)"),
+        (np.zeros((0, 4)), np.zeros(0, int), r"got features \(0, 4\)"),
         (np.full((4, 2), np.nan), np.arange(4), "not finite"),
         (np.zeros((4, 2)), np.zeros(4, int), "two classes or more"),
         (np.zeros((4, 2)), np.ones(4, int), "two classes or more"),

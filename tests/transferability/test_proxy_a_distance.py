@@ -62,7 +62,7 @@ def test_any_array_will_do():
     "x1,x2,message",
     [
         (draw(4, 2), draw(4, 3), "x1 has 2 features and x2 has 3"),
-        (draw(1, 2), draw(4, 2), "x1 has 1 example, but this needs 2 or more"),
+        (draw(1, 2), draw(4, 2), "x1: 1 example, but this needs at least 2"),
         (draw(4, 2), draw(4, 2) * np.inf, "x2: values are not finite"),
     ],
 )

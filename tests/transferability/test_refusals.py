@@ -20,11 +20,11 @@ def call(name, x, y):
 @pytest.mark.parametrize(
     "x,y,message",
     [
-        (X[:, 0], Y, r"\(4,\) and labels \(4,\) do not match; pass \(N, D\) and \(N,\)"),
-        (X, Y[:3], r"not \(4, 2\) and \(3,\)"),
-        (X, X, r"not \(4, 2\) and \(4, 2\)"),
-        (X[:0], Y[:0], r"not \(0, 2\) and \(0,\)"),
-        (X[:, :0], Y, r"not \(4, 0\) and \(4,\)"),
+        (X[:, 0], Y, r"\(4,\) and labels \(4,\): wrong shapes; pass \(N, D\) and \(N,\)"),
+        (X, Y[:3], r"\(4, 2\) and labels \(3,\): wrong shapes"),
+        (X, X, r"\(4, 2\) and labels \(4, 2\): wrong shapes"),
+        (X[:0], Y[:0], r"\(0, 2\) and labels \(0,\): wrong shapes"),
+        (X[:, :0], Y, r"\(4, 0\) and labels \(4,\): wrong shapes"),
         (np.where(X == 1, np.nan, X), Y, "values are not finite; check the network"),
         (np.where(X == 1, np.inf, X), Y, "values are not finite"),
         (X, Y + 0.5, "labels: must be whole numbers, not 0.5; pass the index of each example's class"),
@@ -68,8 +68,8 @@ def test_what_is_no_distribution_is_refused(p, message):
 @pytest.mark.parametrize(
     "z,y,message",
     [
-        (Y[:3], Y, "there are 3 source_labels and 4 labels; pass one of each"),
-        (Y - 1, Y, "the source_labels hold -1"),
+        (Y[:3], Y, "nce: 3 source_labels and 4 labels do not match; pass one of each"),
+        (Y - 1, Y, "source_labels: -1 is negative"),
         (X[:, 0], Y, "source_labels: must be whole numbers, not 0.5"),
         (X, Y, r"source_labels: shape must be \(N,\) with at least one example, not \(4, 2\)"),
         (Y[:0], Y[:0], r"source_labels: shape must be \(N,\) with at least one example, not \(0,\)"),

@@ -96,7 +96,7 @@ def score_inputs(
     """
     shape, label_shape = np.shape(features), np.shape(labels)
     if len(shape) != 2 or label_shape not in (shape[:1], (*shape[:1], 1)) or 0 in shape:
-        raise UserError(f"{name} {shape} and labels {label_shape} do not match; pass (N, D) and (N,), one per example")
+        raise UserError(f"{name} {shape} and labels {label_shape}: wrong shapes; pass (N, D) and (N,), one per example")
     features = as_real(features, name)
     is_double = features.dtype in (np.float64, np.int64, np.uint64)
     x64_enabled = cast(Any, jax.config).jax_enable_x64  # an attribute that JAX adds at import

@@ -31,7 +31,7 @@ def linear_cka(x1: _inputs.Array, x2: _inputs.Array, debiased: bool = False) -> 
     first, second = np.shape(x1), np.shape(x2)
     if len(first) != 2 or len(second) != 2 or first[0] != second[0] or 0 in first + second:
         raise UserError(
-            f"linear_cka: features {first} and {second} do not match; pass (N, D1) and (N, D2) of the same N examples"
+            f"linear_cka: wrong shapes {first} and {second}; pass (N, D1) and (N, D2) of the same N examples"
         )
     a, b = _inputs.feature_matrix(x1, "x1"), _inputs.feature_matrix(x2, "x2")
     if debiased and len(a) < 4:
