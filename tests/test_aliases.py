@@ -75,7 +75,7 @@ def test_names_of_the_last_release_work_with_a_warning():
 
     with pytest.warns(DeprecationWarning, match="MECHANISMS is deprecated"):
         assert methods.MECHANISMS is methods.METHODS
-    with pytest.warns(DeprecationWarning, match="tl_jax.export.export is tl_jax.export.bundle.export"):
+    with pytest.warns(DeprecationWarning, match="tl_jax.export.export is now tl_jax.export.bundle.export"):
         assert package.export is export
     with MODELS.temporary(), pytest.warns(DeprecationWarning, match="use register_model"):
         models.MODELS["small"] = (ResNet, {"depths": (1, 1, 1, 1)})

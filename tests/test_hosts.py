@@ -87,7 +87,9 @@ def test_two_processes_train_evaluate_save_and_lose_nothing(tmp_path):
 @pytest.mark.fast
 def test_half_an_environment_is_refused(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-    with pytest.raises(UserError, match="JAX_NUM_PROCESSES without JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID; set all"):
+    with pytest.raises(
+        UserError, match="JAX_NUM_PROCESSES: JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID must be set too; set all"
+    ):
         sharding.join_processes()
 
 

@@ -137,7 +137,7 @@ def test_the_article_is_as_written():
         ("phases", ({"name": "a"},), "name or epochs is missing"),
         ("phases", ({"name": "a", "epochs": -5.0},), r"config.phases\[0\].epochs=-5.0 must be at least"),
         ("phases", ({"name": "a", "epochs": 1.0, "recipe": "haed"},), "did you mean 'head'"),
-        ("phases", ({"name": "a", "epochs": 1.0, "recipe": "head", "rules": ((".*", "t"),)},), "leave one out"),
+        ("phases", ({"name": "a", "epochs": 1.0, "recipe": "head", "rules": ((".*", "t"),)},), "remove one"),
         ("freeze.rules", (("(", "x"),), "not a regular expression"),
         ("optim.lr", float("inf"), "is not a finite number"),
         ("seeds", (0, 0), "write different integers"),

@@ -133,7 +133,7 @@ def test_an_endpoint_ends_the_network(name):
 def test_what_does_not_fit_is_refused_by_name():
     with pytest.raises(UserError, match="unknown stage 'stage9'.*did you mean 'stage"):
         shapes(models.create("resnet50_tiny", 5, endpoint="stage9"))
-    with pytest.raises(UserError, match="32x40 pixels are too small .* needs at least 75x75; raise config.input.size"):
+    with pytest.raises(UserError, match="32x40 pixels are too small: .* needs at least 75x75; raise config.input.size"):
         outputs(models.create("inception_v3_tiny", 5), 32, 40)
     with pytest.raises(UserError, match=r"images \(2, 32, 32, 1\): the network takes \(N, H, W, 3\)"):
         model = models.create("resnet8", 5)

@@ -178,5 +178,5 @@ def test_a_model_of_this_package_runs_under_jit():
 
 @pytest.mark.parametrize("probability", [-0.1, 1.5])
 def test_probabilities_outside_0_to_1_are_refused(probability):
-    with pytest.raises(UserError, match="not in"), stochastic_norm(probability):
+    with pytest.raises(UserError, match="out of range"), stochastic_norm(probability):
         pass

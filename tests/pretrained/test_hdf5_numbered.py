@@ -145,7 +145,7 @@ def test_tree_with_the_same_branch_over_and_over(tmp_path: Path, guarded: None) 
     struct.pack_into("<Q", content, message + 8, branch)
     struct.pack_into("<Q", content, 40, len(content))  # where the file ends
     (tmp_path / "a.h5").write_bytes(content)
-    refuse(tmp_path / "a.h5", "names claim")
+    refuse(tmp_path / "a.h5", "declare")
 
 
 def test_trees_in_a_circle(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_keras_without_weights(tmp_path: Path) -> None:
 def test_keras_bomb(tmp_path: Path, guarded: None, name: str) -> None:
     with zipfile.ZipFile(tmp_path / "a.keras", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, bytes(1 << 26))
-    refuse(tmp_path / "a.keras", "claim")
+    refuse(tmp_path / "a.keras", "declare")
 
 
 def test_keras_before_2_13_is_hdf5(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_what_the_model_cannot_take_is_said():
     with pytest.raises(UserError, match="not token ids; pass int"):
         model.init(key, np.zeros((1, 4), np.float32))
     for option, value in (("pooling", "pool"), ("activation", "geluu"), ("output", "text_")):
-        with pytest.raises(UserError, match=f"no {option} '{value}'"):
+        with pytest.raises(UserError, match=f"unknown {option} '{value}'"):
             models.create("bert", 0, **SIZES, **{option: value}).init(key, np.zeros((1, 4), np.int32))
     with pytest.raises(UserError, match="multiple of heads=3"):
         models.create("bert", 0, **{**SIZES, "heads": 3}).init(key, np.zeros((1, 4), np.int32))

@@ -141,7 +141,7 @@ def test_npz_header_lies(tmp_path: Path, guarded: None, shape: str) -> None:
 
 def test_npz_bomb(tmp_path: Path, guarded: None) -> None:
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros(1 << 26, np.uint8))
-    refuse(tmp_path / "a.npz", "claim")
+    refuse(tmp_path / "a.npz", "declare")
 
 
 def test_npz_name_twice(tmp_path: Path) -> None:

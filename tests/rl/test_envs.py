@@ -76,9 +76,9 @@ def test_an_episode_ends_in_its_own_way_or_by_time():
 @pytest.mark.parametrize(
     ("name", "physics", "message"),
     [
-        ("CartPole", {}, "unknown environment 'CartPole' .*CartPole-v1"),
-        ("CartPole-v1", {"gravty": 9.0}, "has no 'gravty'; .*gravity"),
-        ("CartPole-v1", {"total_mass": 2.0}, "has no 'total_mass'"),
+        ("CartPole", {}, "unknown environment 'CartPole'; .*CartPole-v1"),
+        ("CartPole-v1", {"gravty": 9.0}, "has no parameter 'gravty'; .*gravity"),
+        ("CartPole-v1", {"total_mass": 2.0}, "has no parameter 'total_mass'"),
         ("CartPole-v1", {"gravity": "heavy"}, "gravity='heavy' has the wrong type; pass a value like 9.8"),
         ("CartPole-v1", {"max_steps_in_episode": 2.5}, "has the wrong type; pass a value like 500"),
         ("Acrobot-v1", {"available_torque": 2.0}, "available_torque=2.0 has the wrong type"),

@@ -105,7 +105,7 @@ def test_choices_to_values_needs_surgery_for_the_deviations_too(tmp_path):
             r"differs at params/layer2/actor/kernel \(\(8, 8\), here \(16, 8\)\).*widths",
         ),
         ({"widths": (8, 8, 8)}, ("trunk",), r"differs at params/layer3/actor/bias \(missing there"),
-        ({}, ("trunks",), "no part 'trunks'; .*trunk"),
+        ({}, ("trunks",), "unknown component 'trunks'; .*trunk"),
     ],
 )
 def test_networks_that_differ_are_refused(tmp_path, options, take, message):
@@ -119,7 +119,7 @@ def test_a_file_without_a_policy_is_refused():
     from tl_jax import pretrained
 
     path = pretrained.load("resnet8", source="tl_jax").path
-    with pytest.raises(UserError, match="holds the network 'resnet8', no policy"):
+    with pytest.raises(UserError, match="holds the network 'resnet8', not a policy"):
         policy_transfer.load(path)
 
 

@@ -93,7 +93,7 @@ def test_a_run_is_not_resumed_on_images_scaled_from_another_range(tmp_path):
     workdir.claim_facts(tmp_path, {"value_range": [0.0, 4095.0]})
     start(tmp_path)
     workdir.claim_facts(tmp_path, {"value_range": [0.0, 4095.0]})
-    with pytest.raises(UserError, match=r"from the range \(0.0, 4095.0\), and the data now have none; restore"):
+    with pytest.raises(UserError, match=r"from the range \(0.0, 4095.0\), but the data now have none; restore"):
         workdir.claim_facts(tmp_path, {})
 
 
@@ -259,5 +259,5 @@ def test_a_checkpoint_with_values_that_are_not_finite_is_refused(copy, config, m
         return state
 
     monkeypatch.setattr(Checkpoints, "restore", restore)
-    with pytest.raises(UserError, match="checkpoints/2: params/head/bias holds values that are not finite; restore"):
+    with pytest.raises(UserError, match="checkpoints/2: params/head/bias has values that are not finite; restore"):
         Learner(config, copy).show_predictions([str(copy)])
