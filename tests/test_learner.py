@@ -235,7 +235,7 @@ def test_an_export_of_images_answers_as_its_run_does(learner, photos, tmp_path):
     assert again.evaluate(photos, name="all").examples == 30 and again.explain(photos / "red" / "1.png").is_file()
     assert again.report().name == "README.md" and "resnet8" in repr(again)
     for call in (again.fit, again.export, again.preview, again.find_lr):
-        with pytest.raises(UserError, match="is an export"):
+        with pytest.raises(UserError, match="shared: an export"):
             call()
     written = "".join(path.read_text() for path in (bundle / "run").iterdir())
     assert str(photos.parent) not in written and photos.name in written  # no folder of this machine

@@ -145,7 +145,7 @@ def test_arms_are_compared_in_returns_not_in_percent(tmp_path, capsys):
     ("changes", "message"),
     [
         ([("rl.env", "CartPole-v9")], "unknown environment 'CartPole-v9'"),
-        ([("rl.env_params", (("mass", 1.0),))], "has no 'mass'; "),
+        ([("rl.env_params", (("mass", 1.0),))], "has no parameter 'mass'; "),
         ([("batch_size", 500)], "batch_size=500 is not a multiple of config.rl.num_envs=8; use 496"),
         ([("rl.minibatches", 3)], "not a multiple of config.rl.minibatches=3"),
         ([("rl.episodes", 3)], "rl.episodes=3 is not divisible by the 2 devices"),
@@ -157,7 +157,7 @@ def test_arms_are_compared_in_returns_not_in_percent(tmp_path, capsys):
         ([("rl.kickstart_share", 0.1)], "has an effect with config.rl.kickstart only"),
         ([("data.train_examples", 5)], "data.train_examples has no effect with config.task=policy"),
         ([("regularize.mixup", 0.5)], "regularize.mixup has no effect with config.task=policy"),
-        ([("model.name", "resnet50")], "model.name=resnet50 is no network for task=policy; take one of policy"),
+        ([("model.name", "resnet50")], "model.name=resnet50 is no network for task=policy; choose one of policy"),
         ([("init.source", "keras")], "init.source=keras has no weights for task=policy"),
     ],
 )
@@ -176,7 +176,7 @@ def test_rl_fields_are_refused_elsewhere():
 
 
 def test_a_policy_has_no_learning_rate_curve(tmp_path):
-    with pytest.raises(UserError, match="task=policy has none"):
+    with pytest.raises(UserError, match="task=policy lacks"):
         Learner(config_of(), tmp_path).find_lr()
 
 

@@ -275,10 +275,10 @@ def test_heads_are_drawn_from_the_key_and_the_rest_is_loaded(folder):
     [
         ((("augment.flip", True),), "augment.flip has no effect with config.task=text"),
         ((("regularize.mixup", 0.2),), "regularize.mixup has no effect with config.task=text"),
-        ((("model.name", "resnet50"),), "model.name=resnet50 is no network for task=text; take one of bert, distil"),
+        ((("model.name", "resnet50"),), "model.name=resnet50 is no network for task=text; choose one of bert, distil"),
         ((("init.source", "keras"),), "init.source=keras has no weights for task=text"),
         ((("init.source", "huggingface"), ("init.path", "")), "need a folder or a hub repository"),
-        ((("pretext.name", "simclr"), ("pretext.weight", 1.0)), "pretext.name=simclr is not for task=text"),
+        ((("pretext.name", "simclr"), ("pretext.weight", 1.0)), "pretext.name=simclr is not available for task=text"),
         ((("task", "tokens"), ("init.head", "ridge")), "init.head=ridge is not for task=tokens"),
         ((("task", "masked"), ("data.per_class", 3)), "data.per_class needs a label per example"),
         ((("data.text", ()),), "data.text=.* must name one or two columns"),
