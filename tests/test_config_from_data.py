@@ -7,6 +7,7 @@ from sklearn.datasets import load_digits
 from tl_jax.config import schema, validate
 from tl_jax.config_from_data import MIN_STEPS, SMALL_BATCH, apply_method, make_config
 from tl_jax.restore import make_task
+from tl_jax.tasks.image_task import usual_size
 from tl_jax.transfer.methods import names_for_task
 
 NO_CROPS = ("auto", "logistic", "ridge")  # a probe sees each image as it is
@@ -34,6 +35,14 @@ def test_each_method_is_valid_and_crops_images_of_few(method):
     assert config.augment.resized_crop == (0.0 if method in NO_CROPS else 0.5)
     assert not config.augment.flip  # nobody has looked whether a mirrored image is of the same class
     assert config.batch_size == SMALL_BATCH
+
+
+@pytest.mark.parametrize(
+    "model, weights, size",
+    [("resnet8", None, 32), ("resnet18", None, 224), ("resnet50v2", None, 224), ("inception_v3", "torchvision", 299)],
+)
+def test_the_usual_image_size_is_that_of_the_weights_whatever_their_source(model, weights, size):
+    assert usual_size(make_config(digit_images(100), "", model, weights)) == size
 
 
 @pytest.mark.parametrize("method", names_for_task("text"))

@@ -23,7 +23,7 @@ from tl_jax.export import frameworks, model_card, stablehlo
 from tl_jax.export.model_card import BundleContents
 from tl_jax.models.registry import PretrainedSpec
 from tl_jax.pretrained import delta, formats
-from tl_jax.pretrained.catalog import published_sources
+from tl_jax.pretrained.catalog import CATALOG, known_sources, published_sources
 from tl_jax.pretrained.network import Pretrained, check_variables, variable_shapes, with_head
 from tl_jax.report.images import draw_grid
 from tl_jax.report.plots import describe_bound
@@ -398,7 +398,12 @@ def load_inputs(config: ImageRunConfig, record: RunRecord) -> tuple[Pretrained |
 
 def usual_size(config: ImageRunConfig) -> int:
     """Return the default input side in pixels, used if the weights define none."""
-    return config.input.size or pretrained.spec_of(config.model.name, config.init.layout).image_size
+    if config.input.size:
+        return config.input.size
+    model, init = config.model.name, config.init
+    sources = (init.source, init.layout, *known_sources(model))
+    published = (source for source in sources if (model, source) in CATALOG)
+    return pretrained.spec_of(model, next(published, "tl_jax")).image_size
 
 
 def task_facts(net: Pretrained, inputs: Inputs, source: Dataset, splits: Mapping[str, Split]) -> dict[str, Any]:
