@@ -1,8 +1,9 @@
 """Messages of the library, logged as "tl_jax"; nothing is printed, and commands show them in the terminal.
 
-    logging.basicConfig(level=logging.INFO)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("tl_jax").setLevel(logging.INFO)
 
-shows them in other programs; warnings are shown by default.
+show them in other programs; warnings are shown by default.
 """
 
 import functools
