@@ -143,6 +143,7 @@ def test_the_article_is_as_written():
         ("seeds", (0, 0), "write different integers"),
         ("seeds", ("x",), "write different integers"),
         ("arms", ("a",), "write pairs"),
+        ("arms", (("from scratch", ()),), "arm 'from scratch': the name is no word"),
         ("arms", (("a", ()), ("a", ())), "same name twice"),
         ("arms", (("a", (("optim.name", "adm"),)),), "arm 'a': config.optim.name='adm' is unknown"),
         ("arms", (("a", (("optim.lr", "abc"),)),), "config.optim.lr='abc': wrong type"),

@@ -355,8 +355,10 @@ def _regularizing_conflicts(config: RunConfig, changed: Callable[..., bool]) -> 
 def _check_arms(config: Config) -> None:
     """Refuse malformed arms and seeds, and arms whose changes give an invalid configuration."""
     arms = config.arms
-    if not all(len(arm) == 2 and isinstance(arm[0], str) and arm[0].isidentifier() for arm in arms):
-        raise UserError(f"config.arms={arms!r}: malformed; write pairs (name, ((field, value), ...)), names as words")
+    if not all(len(arm) == 2 and isinstance(arm[0], str) for arm in arms):
+        raise UserError(f"config.arms={arms!r}: malformed; write pairs (name, ((field, value), ...))")
+    if unfit := [arm[0] for arm in arms if not arm[0].isidentifier()]:
+        raise UserError(f"config.arms, arm {unfit[0]!r}: the name is no word; use letters, digits and _")
     if len({arm[0] for arm in arms}) < len(arms):
         raise UserError("config.arms has the same name twice; give each its own")
     seeds = config.seeds
