@@ -5,13 +5,15 @@ import importlib
 import jax
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from tl_jax import transferability
 from tl_jax.transferability import probes
 from tl_jax.transferability.otdd import exact_is_cheap
-from tl_jax.transferability.registry import SCORES
+from tl_jax.transferability.registry import MOMENTS, SCORES, measures
 from tl_jax.utils.errors import UserError
 
+report_module = importlib.import_module("tl_jax.transferability.report")  # its package has a function of that name
 pytestmark = pytest.mark.slow
 KEY = jax.random.key(3)
 
@@ -96,3 +98,28 @@ def test_more_parts_than_examples_are_refused(data):
     x, y, *_ = data
     with pytest.raises(UserError, match="folds=13: must be from 2 to 12"):
         transferability.report(x, y, folds=13, resamples=0)
+
+
+def shapes_of_factorizations(jaxpr):
+    """Yield the shapes of what LAPACK decomposes, in inner programs too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("cholesky", "eigh", "svd"):
+            yield equation.invars[0].aval.shape
+        for inner in jaxprs_in_params(equation.params):
+            yield from shapes_of_factorizations(inner)
+
+
+def test_resampled_scores_decompose_one_matrix_at_a_time(data):
+    """Batches of matrices block both threads of a machine with two cores for ever: see ``report``."""
+    x, y, *_ = map(jax.numpy.asarray, data[:2])
+    weights = jax.numpy.ones((20, len(y)))
+
+    def moments(weights):
+        return report_module._map_weights(x, y, weights, 4, 12)
+
+    shapes = list(shapes_of_factorizations(jax.make_jaxpr(moments)(weights).jaxpr))
+    made = jax.eval_shape(moments, weights)
+    for score in measures(MOMENTS).values():
+        program = report_module._map_moments(score)
+        shapes += shapes_of_factorizations(jax.make_jaxpr(program)(made).jaxpr)
+    assert shapes and {len(shape) for shape in shapes} == {2}

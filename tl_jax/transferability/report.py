@@ -167,9 +167,11 @@ def _moment_rows(x: jax.Array, y: jax.Array, classes: int, weights: np.ndarray) 
     return [Row("moments (shared)", float(m.num_examples), np.nan, np.nan, shared), *rows]
 
 
+# Resamples run one by one. A batched LAPACK call of jaxlib 0.10 waits in a thread of XLA's pool for tasks in the same
+# pool, so two such calls at once deadlock on a machine with two cores.
 @functools.cache  # so that a second report does not compile again
 def _map_moments(score: Callable[[_statistics.Moments], jax.Array]) -> Any:
-    return jax.jit(lambda moments: jax.lax.map(score, moments, batch_size=16))
+    return jax.jit(lambda moments: jax.lax.map(score, moments))
 
 
 def _resampled_moments(x: jax.Array, y: jax.Array, classes: int, weights: np.ndarray) -> _statistics.Moments:
@@ -179,9 +181,7 @@ def _resampled_moments(x: jax.Array, y: jax.Array, classes: int, weights: np.nda
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _map_weights(x: jax.Array, y: jax.Array, weights: jax.Array, classes: int, longest: int) -> _statistics.Moments:
-    return jax.lax.map(
-        lambda w: _statistics.weighted_moments(x, y, w, classes=classes, longest=longest), weights, batch_size=16
-    )
+    return jax.lax.map(lambda w: _statistics.weighted_moments(x, y, w, classes=classes, longest=longest), weights)
 
 
 def _probability_rows(source_probs: Any, y: jax.Array, weights: np.ndarray) -> list[Row]:
