@@ -12,7 +12,7 @@ sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 project = "tl_jax"
 html_title = "tl_jax"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "site_tables"]
-exclude_patterns = ["runs/*"]  # what the notebook leaves
+exclude_patterns = ["runs/*", "**/runs/*"]  # what a notebook leaves that was run in its folder
 
 # furo: well kept, with light and dark mode; takes the system's fonts and loads nothing; one menu shows all pages.
 html_theme = "furo"
