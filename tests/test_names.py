@@ -39,14 +39,6 @@ AVOID = {
 }
 # Verbs that need an object, and words that are no verbs: read_hdf5, plot_roc, make_train_step, init_head, predict.
 BARE_FUNCTIONS = {"read", "draw", "make", "start", "of", "answer"}
-# Not renamed yet.
-EXCEPTIONS = {
-    ("tl_jax/choose_method.py", "LEAST_KNOWN"),
-    ("tl_jax/choose_method.py", "LEAST_MIRRORED"),
-    ("tl_jax/method_trials.py", "LEAST_AREA"),
-    ("tl_jax/config_from_data.py", "found"),
-    ("experiments/fine_tuning/targets.py", "draw"),
-}
 
 
 class Name(NamedTuple):
@@ -96,13 +88,11 @@ def _assigned_names(node: ast.AST, scope: str) -> Iterator[Name]:
 
 
 def objections(code: str, path: str = "") -> list[str]:
-    """Return a message for each name of a module that ``AVOID`` or ``BARE_FUNCTIONS`` has, but for ``EXCEPTIONS``."""
+    """Return a message for each name of a module that is in ``AVOID`` or ``BARE_FUNCTIONS``."""
     names = [Name("module", Path(path).stem, 1), *public_names(ast.parse(code))]
     messages = []
     for kind, name, line in names:
         words = [word for word in name.lower().split("_") if word in AVOID]
-        if (path, name) in EXCEPTIONS:
-            continue
         messages += [f"{path}:{line}: {kind} {name}: {word!r} says too little; use {AVOID[word]}" for word in words]
         if kind == "function" and name in BARE_FUNCTIONS:
             messages.append(f"{path}:{line}: function {name} does not say what; name its object")

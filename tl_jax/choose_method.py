@@ -48,8 +48,8 @@ FILE = "choice.json"
 MAX_EXAMPLES = 3000  # that are looked at; of more a part with the same shares of classes
 MIN_OF_CLASS = 10  # examples that each class keeps there, if it has as many
 MAX_MIRRORED, MAX_MIRRORED_BYTES = 300, 5 * 10**8  # examples that are mirrored, and their pixels
-LEAST_KNOWN = 0.05  # of the loss of a guess: a probe that knows less says nothing of mirrored images
-LEAST_MIRRORED = 0.93  # of what a probe knows, that it knows of mirrored images, too
+MIN_KNOWN_SHARE = 0.05  # of the loss of a guess: a probe that knows less says nothing of mirrored images
+MIN_MIRRORED_SHARE = 0.93  # of what a probe knows, that it knows of mirrored images, too
 LIST = Field("a list", lambda value: isinstance(value, list))
 STATED = {"request": OBJECT, "changes": LIST, "reason": STRING, "tried": LIST}  # what the file of a choice has
 
@@ -277,7 +277,7 @@ def _may_mirror(
     guess = float(entr(np.bincount(split.labels[rows]) / len(rows)).sum())
     say(f"auto: log loss of the probe {upright:.3f}, for mirrored images {flipped:.3f}, of a guess {guess:.3f}")
     known = guess - upright
-    return known > LEAST_KNOWN * guess and guess - flipped >= LEAST_MIRRORED * known
+    return known > MIN_KNOWN_SHARE * guess and guess - flipped >= MIN_MIRRORED_SHARE * known
 
 
 def _mirror(split: Split, rows: np.ndarray) -> Split:

@@ -33,16 +33,16 @@ def make_config(data: Any, task: str, model: str, weights: str | Path | None) ->
         raise UserError(f"task={task!r}: {nearest(task, TASKS)}")
     if task and not TASKS[task].data_inputs:
         return _make_policy_config(data, task, weights)
-    found = recognize(data)
-    task = task or _task_of(found)
-    found = as_inputs_of(TASKS[task], found)
+    recognized = recognize(data)
+    task = task or _task_of(recognized)
+    recognized = as_inputs_of(TASKS[task], recognized)
     config = recipe.get_config(task)
-    config.name = Path(found.folder).stem or found.name
-    config.data.name, config.data.dir = found.name, found.folder
+    config.name = Path(recognized.folder).stem or recognized.name
+    config.data.name, config.data.dir = recognized.name, recognized.folder
     config.model.name = model or DEFAULT_MODELS[TASKS[task].input_kind]
     if config.model.name not in TASKS[task].networks():
         raise UserError(f"model={config.model.name!r}: {nearest(config.model.name, TASKS[task].networks())}")
-    config.init.source, config.init.path = _find_weights(config.model.name, found.inputs == "texts", weights)
+    config.init.source, config.init.path = _find_weights(config.model.name, recognized.inputs == "texts", weights)
     if config.init.source == "random" and "layout" in config.init:
         config.init.layout = next((spec.source for spec in MODELS[config.model.name].weights), "tl_jax")
     return config
@@ -58,22 +58,22 @@ def _make_policy_config(environment: Any, task: str, weights: str | Path | None)
     return config
 
 
-def _task_of(found: RecognizedData) -> str:
+def _task_of(recognized: RecognizedData) -> str:
     """Return the kind of task that learns from such data: the first that takes them."""
     for kind, cls in TASKS.items():
-        if cls.data_inputs == found.inputs and cls.needs_labels and cls.tags_words == found.tags:
+        if cls.data_inputs == recognized.inputs and cls.needs_labels and cls.tags_words == recognized.tags:
             return kind
-    raise UserError(f"no kind of task learns from {found.inputs}")
+    raise UserError(f"no kind of task learns from {recognized.inputs}")
 
 
-def as_inputs_of(task: type[Task], found: RecognizedData) -> RecognizedData:
+def as_inputs_of(task: type[Task], recognized: RecognizedData) -> RecognizedData:
     """Return data for a kind of task that has data sets of its own for such a layout, as people are in folders."""
-    is_other = found.inputs != task.data_inputs and found.inputs == task.input_kind
-    if is_other and found.name in DATASETS[task.data_inputs]:
-        return found._replace(inputs=task.data_inputs)
-    if found.inputs != task.data_inputs or (task.needs_labels and found.tags != task.tags_words):
-        raise UserError(f"the data are {found.inputs}, and task={task.kind} learns from {task.about}")
-    return found
+    is_other = recognized.inputs != task.data_inputs and recognized.inputs == task.input_kind
+    if is_other and recognized.name in DATASETS[task.data_inputs]:
+        return recognized._replace(inputs=task.data_inputs)
+    if recognized.inputs != task.data_inputs or (task.needs_labels and recognized.tags != task.tags_words):
+        raise UserError(f"the data are {recognized.inputs}, and task={task.kind} learns from {task.about}")
+    return recognized
 
 
 def _find_weights(model: str, is_text: bool, weights: str | Path | None) -> tuple[str, str]:

@@ -35,7 +35,7 @@ from tl_jax.utils.errors import Diverged, UserError
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the trained weights in the mixture with the probe
 RATES = {"adam": (1e-4, 3e-4), "sgd": (1e-2, 3e-2)}  # of layers that should stay near the source
 NEW_PART_RATES = {"adam": (3e-4, 1e-3), "sgd": (3e-2, 1e-1)}  # of few values, new ones or such as may move far
-LEAST_AREA, VIEWS = 0.5, 8  # of an image that a crop keeps, and crops of each
+MIN_CROP_AREA, VIEWS = 0.5, 8  # of an image that a crop keeps, and crops of each
 MIN_CROPPED = 64  # pixels a side of the network's input; crops of 16 pixels cost a fitted head 6 points on digits
 WIDE, MAX_HEAD_RATE = 1280, 0.02  # features of MobileNetV2, for which rates were chosen; Adam's largest rate
 NO_TIME = "there was no time to try more than a linear probe"
@@ -149,7 +149,7 @@ def augmentation(config: RunConfig, mirrored: bool, examples: int) -> Changes:
     if not may_augment(config):
         return ()
     is_small = 0 < config.flat()["input.size"] < MIN_CROPPED
-    crop: Changes = () if is_small else (("augment.resized_crop", LEAST_AREA),)
+    crop: Changes = () if is_small else (("augment.resized_crop", MIN_CROP_AREA),)
     flip: Changes = (("augment.flip", True),) if mirrored else ()
     if not (augmented := (*crop, *flip)):
         return ()

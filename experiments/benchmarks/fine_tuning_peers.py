@@ -20,7 +20,7 @@ import numpy as np
 from absl import app, flags
 
 PEER = flags.DEFINE_enum("peer", None, ["raw", "tfidf", "keras_guide", "fastai", "trainer"], "Which.", required=True)
-FOLDER = flags.DEFINE_string("folder", None, "Of examples, see targets.draw.", required=True)
+FOLDER = flags.DEFINE_string("folder", None, "Of examples, see targets.draw_examples.", required=True)
 WEIGHTS = flags.DEFINE_string("weights", "", "File or folder that the network starts from.")
 SEED = flags.DEFINE_integer("seed", 0, "Of everything random.")
 SIZE = flags.DEFINE_integer("size", 96, "Side of the network's input.")

@@ -26,7 +26,7 @@ from absl import flags
 
 from experiments import grid, record
 from experiments.fine_tuning import report
-from experiments.fine_tuning.targets import TARGETS, draw
+from experiments.fine_tuning.targets import TARGETS, draw_examples
 from tl_jax.restore import restore
 from tl_jax.train.evaluate import evaluate
 from tl_jax.train.logging import say
@@ -144,7 +144,9 @@ def run_cell(cell: Cell, peer_python: str, options: dict[str, str]) -> dict[str,
     """Run one cell; return the further columns of its row."""
     workdir = Path(options["workdir"]).expanduser()
     name = f"{cell.target}_{cell.per_class}_{cell.seed}"
-    folder = draw(cell.target, Path(options["data_dir"]).expanduser(), cell.per_class, cell.seed, workdir / name)
+    folder = draw_examples(
+        cell.target, Path(options["data_dir"]).expanduser(), cell.per_class, cell.seed, workdir / name
+    )
     weights = find_weights(cell.network, options)
     run_folder = workdir / f"{name}_{cell.network}_{cell.method}"
     shutil.rmtree(run_folder, ignore_errors=True)  # of a cell that was cut short, whose time would be that of the rest

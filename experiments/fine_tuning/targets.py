@@ -1,7 +1,7 @@
 """The targets of the study of fine-tuning: few examples of each class, drawn by a seed, in folders that anyone reads.
 
-``draw`` writes FOLDER/{train,test}/CLASS/NUMBER.png, or FOLDER/{train,test}.tsv with the columns text and label. The
-training examples depend on the seed; the test examples, at most ``MAX_TEST``, are the same for all.
+``draw_examples`` writes FOLDER/{train,test}/CLASS/NUMBER.png, or FOLDER/{train,test}.tsv with the columns text and
+label. The training examples depend on the seed; the test examples, at most ``MAX_TEST``, are the same for all.
 """
 
 import csv
@@ -50,7 +50,7 @@ class Target(NamedTuple):
     is_held_out: bool
 
 
-def draw(name: str, data_dir: Path, per_class: int, seed: int, folder: Path) -> Path:
+def draw_examples(name: str, data_dir: Path, per_class: int, seed: int, folder: Path) -> Path:
     """Write the examples of a target into a folder, unless they are there.
 
     Args:
