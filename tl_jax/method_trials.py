@@ -38,7 +38,7 @@ NEW_PART_RATES = {"adam": (3e-4, 1e-3), "sgd": (3e-2, 1e-1)}  # of few values, n
 MIN_CROP_AREA, VIEWS = 0.5, 8  # of an image that a crop keeps, and crops of each
 MIN_CROPPED = 64  # pixels a side of the network's input; crops of 16 pixels cost a fitted head 6 points on digits
 WIDE, MAX_HEAD_RATE = 1280, 0.02  # features of MobileNetV2, for which rates were chosen; Adam's largest rate
-NO_TIME = "there was no time to try more than a linear probe"
+NO_TIME = "there was no time to try more than a linear probe; no layer is fine-tuned unless config.budget is raised"
 CHECK_EVERY = 10  # steps, of those that are taken one by one
 # What else a validation part is for; and what is switched off in trials, which have none.
 NEEDS_VALIDATION = {"patience": 0, "eval_checkpoint": "last", "metrics": (), "calibrate": False}

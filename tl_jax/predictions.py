@@ -160,9 +160,10 @@ def write(
 ) -> Written:
     """Write the row of each input, in order, to a table; one batch is in memory at a time.
 
-    The row of an unreadable input has its ``error``. In a .csv file, values other than numbers and names are JSON, and
-    each class has a column ``probability_CLASS``; with ``top``, each rank has columns such as ``label_2`` and
-    ``probability_2``. A .jsonl file has one object per line.
+    The row of an unreadable input has its ``error``. The other columns of a table of texts, such as ids, follow the
+    input. In a .csv file, values other than numbers and names are JSON, and each class has a column
+    ``probability_CLASS``; with ``top``, each rank has columns such as ``label_2`` and ``probability_2``. A .jsonl file
+    has one object per line.
 
     Args:
         task: task of the run.
@@ -178,25 +179,27 @@ def write(
     """
     inputs = as_list(inputs)
     path = check_output(path, inputs)
-    images = task.read_inputs(inputs)
+    listed, others = task.read_inputs(inputs), _other_columns(task, inputs, top)
     start, errors, damaged = time.monotonic(), [], 0
     matrix = path.with_name(f"{path.stem}.embeddings.npy")
     with disk.atomic_write(path) as temporary, _EmbeddingFile(matrix if embeddings else None) as embedding_file:
         # A file name need not be UTF-8.
         with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            write_row = _row_writer(file, path.suffix, _columns(task, top), top)
-            for row in _with_progress(task.predict(variables, images, embeddings), len(images)):
+            columns = _columns(task, top)
+            columns[1:1] = dict.fromkeys(name for row in others for name in row)
+            write_row = _row_writer(file, path.suffix, columns, top)
+            for i, row in enumerate(_with_progress(task.predict(variables, listed, embeddings), len(listed))):
                 embedding_file.add(row.pop("embedding", None))
                 if "error" in row:
                     damaged += 1
                     errors += [UserError(row["error"])] if len(errors) < MAX_SHOWN else []
-                write_row(row)
-        if damaged == len(images):
-            raise combine_errors("the inputs", errors, unread(damaged, len(images)))
-    written = Written(path, len(images), damaged, time.monotonic() - start)
+                write_row({**row, **(others[i] if others else {})})
+        if damaged == len(listed):
+            raise combine_errors("the inputs", errors, unread(damaged, len(listed)))
+    written = Written(path, len(listed), damaged, time.monotonic() - start)
     rate = f"{written.inputs:,} inputs in {written.seconds:.1f} s ({written.inputs / written.seconds:,.0f}/s)"
     beside = f" and {matrix.name}" if embeddings else ""
-    say(f"{rate}: {path}{beside}" + (f"; {unread(damaged, len(images))}: {join_errors(errors)}" if damaged else ""))
+    say(f"{rate}: {path}{beside}" + (f"; {unread(damaged, len(listed))}: {join_errors(errors)}" if damaged else ""))
     return written
 
 
@@ -213,6 +216,13 @@ def check_output(path: str | Path, inputs: Sequence[Any]) -> Path:
 
 def _may_be_path(value: Any) -> bool:
     return isinstance(value, str) and value.lower().endswith(ENDINGS)
+
+
+def _other_columns(task: Task, inputs: Sequence[Any], top: int | None) -> list[dict[str, Any]]:
+    """Return further columns of the inputs; those named like a column of predictions get the prefix "input_"."""
+    taken = _columns(task, top)
+    rename = lambda name: f"input_{name}" if name in taken else name  # noqa: E731
+    return [{rename(name): value for name, value in row.items()} for row in task.input_columns(inputs) or ()]
 
 
 def _columns(task: Task, top: int | None) -> list[str]:
@@ -244,7 +254,7 @@ def _ranked(row: Row, top: int | None) -> dict[str, Any]:
         return dict(row)
     kept = top_classes(row["probabilities"], top)
     label = next(iter(kept))
-    return {"input": row["input"], "label": label, "probability": kept[label], "probabilities": kept}
+    return {**row, "label": label, "probability": kept[label], "probabilities": kept}
 
 
 def _flat(row: Row, top: int | None) -> dict[str, Any]:

@@ -91,15 +91,27 @@ def check_known(path: str, fields: Mapping[str, Field], prefix: str = "config.")
     if path not in fields:
         group = path.rpartition(".")[0]
         siblings = [field for field in fields if field.rpartition(".")[0] == group]
-        matches = difflib.get_close_matches(path, fields, n=1, cutoff=0.85)
+        same_name = [field for field in fields if field.rpartition(".")[2] == path]
+        matches = difflib.get_close_matches(path, fields, n=1, cutoff=0.85) or same_name[:1]
         advice = f"did you mean {matches[0]!r}?" if matches else f"choose one of {', '.join(siblings or fields)}"
         raise UserError(f"unknown field {prefix}{path}; {advice}")
 
 
 def set_field(config: Any, path: str, value: Any) -> None:
-    """Set a field of a configuration, such as "optim.lr"; raise a UserError if it is unknown."""
+    """Set a field of a configuration, such as "optim.lr"; one text is a tuple of one where a tuple is expected.
+
+    Raises:
+        UserError: The field is unknown, or the value is of another type.
+    """
     check_of_task(path, config.task)
-    config.update_from_flattened_dict({path: str(value) if isinstance(value, Path) else value})
+    field = TASKS[config.task].fields()[path]
+    value = str(value) if isinstance(value, Path) else value
+    value = (value,) if isinstance(field.default, tuple) and isinstance(value, str) else value
+    try:
+        config.update_from_flattened_dict({path: value})
+    except TypeError:
+        check_value(f"config.{path}", value, field)
+        raise
 
 
 def check_of_task(path: str, task: str) -> None:

@@ -147,6 +147,12 @@ def read_unlabelled(file: Path, kind: str, columns: Columns) -> list[Example | U
     return found
 
 
+def read_other_columns(file: Path, kind: str, columns: Columns) -> list[dict[str, Any]]:
+    """Return the columns of a table besides its texts, one dict for each example of ``read_unlabelled``."""
+    rows = _read_rows(file, read_text(file), kind, columns, False, LineErrors(file, keep=True))
+    return [{name: value for name, value in row.items() if name not in columns.text} for _, row in rows]
+
+
 def read_examples(file: Path, kind: str, columns: Columns) -> list[Example]:
     """Read the labelled examples of one file, or the lines of one without labels.
 

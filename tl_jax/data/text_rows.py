@@ -111,7 +111,12 @@ def _is_other_header(rows: Sequence[Sequence[str]], label: int) -> bool:
 
 
 def _named_rows(errors: LineErrors, rows: Cells, names: Sequence[str]) -> Rows:
-    named_rows = []
+    named_rows, width = [], len(rows[0][1]) if rows else 0
+    if width != len(names) and len(rows) > 1 and all(len(row) == width for _, row in rows):
+        raise UserError(
+            f"{errors.file}: {width} columns in each line, but {len(names)} are expected ({', '.join(names)}); set "
+            "config.data.columns to their names, or to () if the first line has them"
+        )
     for line, row in rows:
         if len(row) < len(names) or any(cell.strip() for cell in row[len(names) :]):  # perhaps an unquoted comma
             errors.add(line, f"{len(row)} columns, not {len(names)} ({', '.join(names)})", "correct the line")

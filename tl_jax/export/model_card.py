@@ -322,7 +322,8 @@ def _rows(bundle: Mapping[str, Any]) -> dict[str, str]:
     start = "random weights" if weights["source"] == "random" else f"{weights['source']}: `{weights['file']}`{sha}"
     rows = {"network": f"`{bundle['model']}`"}
     if parameters:
-        rows["network"] += f", {sum(parameters.values()):,} parameters, {parameters['trainable']:,} of them trained"
+        trained = f"{parameters['trainable']:,} of them trained" if parameters["trainable"] else "only a head fitted"
+        rows["network"] += f", {sum(parameters.values()):,} parameters, {trained}"
     rows |= {"classes": f"{len(classes)}: {join_names(classes, _MAX_CLASSES)}"} if classes else {}
     rows |= {"trained on": bundle["data"] + _examples(bundle["examples"]), "started from": start}
     rows["licence of the weights it started from"] = weights["licence"]

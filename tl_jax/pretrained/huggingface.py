@@ -291,7 +291,10 @@ def _find_folder(path: str | Path | None) -> Path:
     if folder.is_dir():
         return formats.export_of(folder)
     if folder.exists() or len(folder.parts) != 2:
-        raise UserError(f"{folder}: not a folder; pass one with config.json, weights and tokenizer")
+        raise UserError(
+            f"{folder}: not a folder; pass one with config.json, weights and tokenizer, or a repository of the hub as "
+            "OWNER/NAME, such as google-bert/bert-base-uncased"
+        )
     downloaded = hub.download_folder(str(path), (CONFIG_FILE,), WEIGHT_FILES, tokenize.FILES)
     hub.download_if_there(str(path), "tokenizer_config.json")
     if (index := next((downloaded / w for w in WEIGHT_FILES if (downloaded / w).is_file()), downloaded)).name.endswith(

@@ -30,7 +30,7 @@ from tl_jax.tasks.feature_cache import CacheConfig, TextFeatureCache
 from tl_jax.tasks.losses import Encoder, make_text_predict, merged_params
 from tl_jax.tasks.other_data import all_examples, with_classes_of_run
 from tl_jax.tasks.run_record import NEW_RUN, RunRecord
-from tl_jax.tasks.text_inputs import read_inputs
+from tl_jax.tasks.text_inputs import read_inputs, read_other_columns
 from tl_jax.train import sharding
 from tl_jax.train.evaluate import make_both, run_step
 from tl_jax.train.logging import say, say_written, warn
@@ -224,6 +224,10 @@ class TextTask(Task):
     def read_inputs(self, inputs: Any) -> list[Any]:
         """Return the texts of ``inputs``, read like the training texts."""
         return read_inputs(inputs, self.tags_words, self.reading["pairs"], make_columns(self.config))
+
+    def input_columns(self, inputs: Any) -> list[dict[str, Any]] | None:
+        """Return the columns of table files besides their texts, such as ids, for tables of predictions."""
+        return None if self.tags_words else read_other_columns(inputs, make_columns(self.config))
 
     def predict(self, variables: Any, inputs: Sequence[Any], embeddings: bool = False) -> Iterator[dict[str, Any]]:
         length, num_cut, size = max_tokens(self.config, self.net), 0, min(BATCH, len(inputs))

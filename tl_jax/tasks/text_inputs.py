@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tl_jax.data import text
 from tl_jax.data.text import Columns, read_unlabelled
 from tl_jax.tasks.error_analysis import PAIR
 from tl_jax.train.task import as_list
@@ -60,6 +61,19 @@ def read_inputs(inputs: Sequence[Any], words: bool, pairs: bool, columns: Column
     if not texts:
         raise UserError(NOTHING)
     return texts
+
+
+def read_other_columns(inputs: Sequence[Any], columns: Columns) -> list[dict[str, Any]] | None:
+    """Return the columns of table files besides their texts, in the order of ``read_inputs``; None for other inputs."""
+    rows: list[dict[str, Any]] = []
+    for value in as_list(inputs):
+        path = Path(value).expanduser() if isinstance(value, os.PathLike) else None
+        path = find_input_file(value) if isinstance(value, str) else path
+        kind = FILE_KINDS.get(path.suffix.lower()) if path else None
+        if path is None or kind not in ("csv", "tsv", "jsonl"):
+            return None
+        rows += text.read_other_columns(path, kind, columns)
+    return rows
 
 
 def _check_text(value: Any, words: bool, pairs: bool) -> Any:

@@ -14,6 +14,7 @@ BEHIND = 0.02  # overfitting: training accuracy exceeds the upper limit of the v
 FALL = 0.1  # too short: relative fall of the training loss over the last quarter
 MAX_SHIFT = 0.05  # of BatchNorm statistics; a first batch of flowers or digits is 0.08 to 0.11 from ImageNet
 FEW_EXAMPLES = 2000  # below this the source's statistics are the better estimate
+MIN_VALIDATION = 30  # examples: with fewer, the interval of the validation accuracy says little
 MIN_ROWS = 8  # fewest training rows that show a trend
 
 
@@ -101,7 +102,8 @@ def advise_probe(
 
 
 def _memorized(train: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]], count: int) -> str:
-    if not train or not held_out or not all("accuracy" in rows[-1] for rows in (train, held_out)):
+    has_rows = train and held_out and all("accuracy" in rows[-1] for rows in (train, held_out))
+    if not has_rows or count < MIN_VALIDATION:
         return ""
     fitted, seen = train[-1]["accuracy"], held_out[-1]["accuracy"]
     _, high = wilson_interval(seen * count, count)

@@ -46,10 +46,7 @@ class Log:
         disk.write_bytes(self._path, b"".join(_rows_until(step, rows, self._path)))
         try:
             writer = _summary_writer()
-        except MissingExtra as error:
-            self.say(
-                f"TensorBoard events are not written ({error}); see {self._path.name} and the report for the curves"
-            )
+        except MissingExtra:  # the curves are in metrics.jsonl and in the report
             return
         self._writer = writer(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=30)
 

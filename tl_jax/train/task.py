@@ -293,6 +293,10 @@ class Task:
         """Return the inputs one by one, such as the images of a folder; large inputs stay on disk."""
         raise NotImplementedError
 
+    def input_columns(self, inputs: Any) -> list[dict[str, Any]] | None:
+        """Return for each input further columns that a table of predictions repeats; None if inputs have none."""
+        return None
+
     def predict(
         self, variables: Variables, inputs: Sequence[Any], embeddings: bool = False
     ) -> Iterator[dict[str, Any]]:
