@@ -198,6 +198,7 @@ def test_texts_are_learned_by_default(tmp_path, monkeypatch):
     written = again.write_predictions(tmp_path / "new.csv", tmp_path / "p.jsonl", top=1, embeddings=True)
     rows = [json.loads(line) for line in written.path.read_text().splitlines()]
     assert [row.get("label") for row in rows] == ["plus", None, "minus"] and "new.csv:3: 1 columns" in rows[1]["error"]
+    assert [row.get("n") for row in rows] == ["1", None, "3"]
     assert rows[0]["probability"] == pytest.approx(good.probability, rel=1e-5)
     assert np.isnan(np.load(tmp_path / "p.embeddings.npy")[:, 0]).tolist() == [False, True, False]
     other = {"text": ["good day", "bad day"] * 10, "label": ["plus", "minus"] * 10}
@@ -212,6 +213,8 @@ def test_texts_are_learned_by_default(tmp_path, monkeypatch):
         ({"method": "lorra"}, "method='lorra' is unknown; did you mean 'lora'"),
         ({"weights": "lost.h5"}, "weights='lost.h5': no such file"),
         ({"optim__learning_rate": 3}, "unknown field config.optim.learning_rate"),
+        ({"lr": 3}, "unknown field config.lr; did you mean 'optim.lr'"),
+        ({"optim__lr": "high"}, "config.optim.lr='high' is not a finite number"),
         ({"rl__env": "CartPole-v1"}, "config.rl.env has no effect with config.task=image"),
     ],
 )

@@ -27,10 +27,11 @@ ROWS = [
 ]
 
 
-def task(rows, classes=("cat", "dög", "fox"), columns=("probabilities",)):
-    """A task that has the rows as predictions; they are given one by one."""
+def task(rows, classes=("cat", "dög", "fox"), columns=("probabilities",), others=None):
+    """A task that has the rows as predictions, given one by one, and other columns of its inputs."""
     return SimpleNamespace(
         classes=classes, prediction_columns=columns, read_inputs=lambda inputs: rows,
+        input_columns=lambda inputs: others,
         predict=lambda variables, inputs, embeddings: (dict(row) for row in inputs),
     )  # fmt: skip
 
@@ -38,6 +39,18 @@ def task(rows, classes=("cat", "dög", "fox"), columns=("probabilities",)):
 def read_csv(path):
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def test_the_other_columns_of_a_table_follow_the_input(tmp_path):
+    others = [{"id": "7", "label": "cat"}, {"id": "8"}, {"id": "9", "label": ""}]
+    path = predictions.write(task(ROWS, others=others), None, ["x"], tmp_path / "p.csv", top=1).path
+    rows = read_csv(path)
+    assert list(rows[0]) == ["input", "id", "input_label", "label", "probability", "error"]
+    assert [(row["id"], row["input_label"], row["label"]) for row in rows] == [
+        ("7", "cat", "dög"), ("8", "", ""), ("9", "", "cat"),
+    ]  # fmt: skip
+    lines = predictions.write(task(ROWS, others=others), None, ["x"], tmp_path / "p.jsonl").path.read_text()
+    assert [json.loads(line)["id"] for line in lines.splitlines()] == ["7", "8", "9"]
 
 
 def test_a_csv_table_has_a_row_for_each_input(tmp_path, caplog):

@@ -95,7 +95,12 @@ def test_of_a_single_file_a_fifth_is_held_out(tmp_path):
         ("jsonl", {"train_jsonl": '{"text": "a", "label": 1}\n{"text"'}, "train.jsonl:2: not JSON"),
         ("jsonl", {"train_jsonl": "[1]"}, "train.jsonl:1: list, not an object"),
         ("jsonl", {"train_jsonl": '{"text": ' + "[" * 100_000}, "train.jsonl:1: not JSON .maximum recursion depth"),
-        ("jsonl", {"train_jsonl": '{"sentence": "a"}'}, r":1: no column 'text' \(columns: sentence\)"),
+        (
+            "jsonl",
+            {"train_jsonl": '{"sentence": "a"}'},
+            r"no column 'text' \(columns: sentence\); set config.data.text",
+        ),
+        ("csv", {"train_csv": "a,1,x\nb,2,x\n"}, r"3 columns in each line, but 2 are expected \(text, label\); set"),
         ("conll", {"train_txt": "EU B-ORG\n\nrejects\n"}, "train.txt:3: one column, 'rejects'"),
         ("conll", {"train_txt": "EU B-ORG\nis O\n", "test_txt": "\na O\nb I-LOC\n"}, "test.txt:3: label 'I-LOC'"),
     ],

@@ -241,7 +241,7 @@ def _split_name(path: Path, kind: str) -> str:
 
 def _check_columns(file: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], columns: Columns, labelled: bool) -> None:
     """Refuse a file in which a column is missing from all rows."""
-    line, row = rows[0]
+    row = rows[0][1]
     for name in (*columns.text, *((columns.label,) if labelled else ())):
         if any(name in row for _, row in rows):
             continue
@@ -252,9 +252,10 @@ def _check_columns(file: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], co
                     f"{file}: no column {name!r}, so it cannot be evaluated; move it out of the folder, and predict "
                     f"from {file.name}"
                 )
+        field = "text" if name in columns.text else "label"
         raise UserError(
-            f"{file}:{line}: no column {name!r} (columns: {', '.join(map(str, row)) or 'none'}); set config.data.text, "
-            "data.label or, for files without a header, data.columns"
+            f"{file}: no column {name!r} (columns: {', '.join(map(str, row)) or 'none'}); set config.data.{field}, or "
+            "config.data.columns for a file without a header"
         )
 
 

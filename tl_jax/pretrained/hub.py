@@ -1,5 +1,8 @@
 """Download of published weights: from a URL, the Hugging Face hub or an installed Python package."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -88,7 +91,8 @@ def download_from_hub(repository: str, name: str, digest: str = "", hint: str = 
 
     where = f"{name} of {repository} from the Hugging Face hub"
     try:
-        file = Path(huggingface_hub.hf_hub_download(repository, name))
+        with _quiet("huggingface_hub"):  # it warns of each of its retries, twice; the error says enough
+            file = Path(huggingface_hub.hf_hub_download(repository, name))
     except LocalEntryNotFoundError as e:
         raise UserError(f"cannot download {where} (no connection, or HF_HUB_OFFLINE is set); try later, {hint}") from e
     except Exception as e:  # its own errors, and those of the HTTP library of this version
@@ -98,6 +102,18 @@ def download_from_hub(repository: str, name: str, digest: str = "", hint: str = 
     if actual != digest:
         raise UserError(f"{file}: has {actual}, expected {digest}; delete it to download it again, {hint}")
     return file
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Leave out the warnings of a logger for a while."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def download_if_there(repository: str, name: str) -> bool:
