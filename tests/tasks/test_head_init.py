@@ -160,9 +160,12 @@ def test_a_pretext_sits_on_features_where_the_head_sits_on_hidden_layers():
 
 def test_norms_are_asked_for_only_where_there_are_some():
     changes = (("model.name", "vgg16_tiny"), ("init.source", "random"), ("input.size", 32))
-    for change in (("freeze.recipe", "norm_only"), ("regularize.stochastic_norm", 0.5)):
-        with pytest.raises(UserError, match="vgg16_tiny has no BatchNorm"):
-            small.task(*changes, change)
+    with pytest.raises(UserError, match="vgg16_tiny has no BatchNorm"):
+        small.task(*changes, ("regularize.stochastic_norm", 0.5))
+    with pytest.raises(UserError, match="vgg16_tiny has no norms: .*norm_only"):
+        small.task(*changes, ("freeze.recipe", "norm_only"))
+    layer_norms = (("model.name", "vit_nano8"), ("init.layout", "timm"), *changes[1:], ("freeze.recipe", "norm_only"))
+    assert small.task(*layer_norms)
 
 
 def test_bottleneck_adapters_are_drawn_by_the_seed():

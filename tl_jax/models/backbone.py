@@ -1,6 +1,6 @@
 """Base class of image networks: named stages with their outputs as endpoints, features, and a head."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from tl_jax.models.layers import glorot_uniform
 from tl_jax.models.ops.conv import dense_product
 from tl_jax.models.ops.dropout import Dropout
+from tl_jax.models.registry import PretrainedSpec
 from tl_jax.utils.errors import UserError, nearest
 
 FEATURES = "features"  # endpoint on which a new head sits
-StageFactory = Callable[[], Callable[[jax.Array, bool], jax.Array]]  # returns the layers (x, train) -> x
+StageFactory = Callable[[], Callable[..., jax.Array]]  # returns the layers (x, train, *stage_inputs) -> x
 
 
 class Adapter(nn.Module):
@@ -35,9 +36,9 @@ class Adapter(nn.Module):
 class Backbone(nn.Module):
     """Image network, (N, H, W, C) float -> (logits (N, K), endpoints).
 
-    Subclasses define ``named_stages``. Endpoints are the output of each stage, (N, H', W', D'), under the stage's name,
-    and ``features`` (N, D), the global average of the last stage. With ``num_classes=0`` there is no head and the first
-    output is ``features``.
+    Subclasses define ``named_stages``. Endpoints are the output of each stage, (N, H', W', D') or of transformers
+    (N, L, D'), under the stage's name, and ``features`` (N, D), the global average of the last stage, see ``pool``.
+    With ``num_classes=0`` there is no head and the first output is ``features``.
 
     Attributes:
         num_classes: K; 0 for no head.
@@ -68,6 +69,11 @@ class Backbone(nn.Module):
 
         def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
+    @classmethod
+    def adapt_spec(cls, spec: PretrainedSpec, leaves: Mapping[str, Any]) -> PretrainedSpec:
+        """Return the facts of a file with what its converted arrays, by path, say of the network."""
+        return spec
+
     def named_stages(self) -> Sequence[tuple[str, StageFactory]]:
         """Return the stages in order, each with its name, which is also that of its parameters."""
         raise NotImplementedError
@@ -84,6 +90,14 @@ class Backbone(nn.Module):
     def prepare_input(self, x: jax.Array) -> jax.Array:
         """Convert the images to the input of the first stage."""
         return x
+
+    def stage_inputs(self, x: jax.Array) -> tuple[Any, ...]:
+        """Return further arguments of every stage, which depend on the shape of the network's input."""
+        return ()
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        """Return the features (N, D) of the last stage's output: the average of a map (N, H, W, D)."""
+        return x.astype(jnp.float32).mean(axis=(1, 2))
 
     def add_endpoints(self, endpoints: dict[str, jax.Array], train: bool) -> None:
         """Add further endpoints after all stages."""
@@ -103,7 +117,7 @@ class Backbone(nn.Module):
         """Apply the network; ``train`` uses batch statistics and dropout (which needs the rng "dropout")."""
         endpoints = {self.start: x} if self.start else {}
         if self.start != FEATURES:
-            endpoints[FEATURES] = self._apply_stages(x, endpoints, train).astype(jnp.float32).mean(axis=(1, 2))
+            endpoints[FEATURES] = self.pool(self._apply_stages(x, endpoints, train)).astype(jnp.float32)
         self.add_endpoints(endpoints, train)
         return self.classify(endpoints, train) if self.num_classes else endpoints[FEATURES], endpoints
 
@@ -118,8 +132,9 @@ class Backbone(nn.Module):
         if not first:
             self._check_input(x)
             x = self.prepare_input(x)
+        inputs = self.stage_inputs(x)
         for name, make_stage in stages[first:last]:
-            x = make_stage()(x, train)
+            x = make_stage()(x, train, *inputs)
             if self.adapter:
                 x = Adapter(self.adapter, self.dtype, name=f"adapter_{name}")(x)
             endpoints[name] = x

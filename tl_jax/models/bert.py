@@ -3,25 +3,16 @@
 BERT (arXiv:1810.04805), MiniLM (arXiv:2002.10957) and DistilBERT (arXiv:1910.01108).
 """
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tl_jax.models.attention import ACTIVATIONS, Attention, dense_layer, layer_norm, normal_init
 from tl_jax.models.backbone import FEATURES
 from tl_jax.models.ops.dropout import Dropout
 from tl_jax.utils.errors import UserError, nearest
-
-ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: nn.gelu(x, approximate=False),  # with the error function, as published
-    "gelu_new": nn.gelu,
-    "gelu_pytorch_tanh": nn.gelu,
-    "relu": nn.relu,
-    "tanh": jnp.tanh,
-}
-normal_init = nn.initializers.normal(0.02)  # as published; the paper truncates at two standard deviations
 
 
 class Adapter(nn.Module):
@@ -37,29 +28,6 @@ class Adapter(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = nn.relu(nn.Dense(self.width, dtype=self.dtype, name="down")(x))
         return x + nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=nn.initializers.zeros_init(), name="up")(y)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention, (N, L, D) -> (N, L, D); ``bias`` (N, 1, 1, L) is added to the attention scores."""
-
-    heads: int
-    dropout: float
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array, bias: jax.Array, train: bool) -> jax.Array:
-        n, length, width = x.shape
-        size = width // self.heads
-
-        def project(name: str) -> jax.Array:
-            return dense_layer(width, self.dtype, name)(x).reshape(n, length, self.heads, size)
-
-        query, key, value = (project(name) for name in ("query", "key", "value"))
-        scores = jnp.einsum("nqhd,nkhd->nhqk", query, key) * size**-0.5
-        weights = nn.softmax(scores.astype(jnp.float32) + bias).astype(self.dtype)
-        weights = Dropout(self.dropout, name="dropout")(weights, train)
-        attended = jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(n, length, width)
-        return dense_layer(width, self.dtype, "output")(attended)
 
 
 class Layer(nn.Module):
@@ -114,16 +82,6 @@ class Embeddings(nn.Module):
     def logits(self, x: jax.Array) -> jax.Array:
         """Return the product of (N, L, D) with every word embedding, (N, L, V)."""
         return x @ self.word.embedding.astype(self.dtype).T
-
-
-def dense_layer(features: int, dtype: Any, name: str) -> nn.Dense:
-    """Return a linear layer."""
-    return nn.Dense(features, dtype=dtype, kernel_init=normal_init, name=name)
-
-
-def layer_norm(epsilon: float, dtype: Any, name: str) -> nn.LayerNorm:
-    """Return a layer norm."""
-    return nn.LayerNorm(epsilon, dtype, name=name)
 
 
 POOLINGS = ("pooler", "first", "mean")

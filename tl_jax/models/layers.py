@@ -121,7 +121,7 @@ class ConvNorm(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth on a residual branch, (N, H, W, C) -> (N, H, W, C), with the rng "dropout" during training.
+    """Stochastic depth on a residual branch, (N, ..., C) -> the same, with the rng "dropout" during training.
 
     Each example loses its branch with probability ``rate``. Kept branches are divided by 1 - rate, so evaluation needs
     no factor, as in timm. The paper (Huang et al. 2016, arXiv:1603.09382) samples once per batch and scales in
@@ -134,7 +134,7 @@ class DropPath(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         if not train or self.rate == 0:
             return x
-        keep_mask = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (len(x), 1, 1, 1))
+        keep_mask = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (len(x), *[1] * (x.ndim - 1)))
         return jnp.where(keep_mask, x / (1 - self.rate), 0)
 
 

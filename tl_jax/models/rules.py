@@ -3,6 +3,7 @@
 A table belongs to a network and a source of weights; it is in the network's file, see ``registry.register_model``.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -38,12 +39,24 @@ def chw_to_hwc(x: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), -1, GRID, GRID).transpose(2, 3, 1, 0).reshape(-1, len(x))
 
 
+def to_token(x: np.ndarray) -> np.ndarray:
+    """Class tokens of transformers: (D,) -> (1, 1, D)."""
+    return x.reshape(1, 1, len(x))
+
+
+def to_tokens(x: np.ndarray) -> np.ndarray:
+    """Positions of transformers: (L, D) -> (1, L, D)."""
+    return x.reshape(1, *x.shape)
+
+
 # Inverse transforms: from our array to that of the file.
 INVERSES: Mapping[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]] = {
     keep: keep,
     transpose: np.transpose,
     oihw_to_hwio: lambda x: x.transpose(3, 2, 0, 1),
     hwc1_to_hw1c: hwc1_to_hw1c,
+    to_token: np.ravel,
+    to_tokens: lambda x: x[0],
     chw_to_hwc: lambda x: x.reshape(GRID, GRID, -1, x.shape[1]).transpose(3, 2, 0, 1).reshape(x.shape[1], -1),
 }
 
@@ -60,6 +73,18 @@ class Rule(NamedTuple):
     transform: Callable[[np.ndarray], np.ndarray] = keep
 
 
+class Split(NamedTuple):
+    """An array of a file that holds several of ours, one after another along its first axis.
+
+    Attributes:
+        pattern: regex over the name in the file.
+        names: replacements that give the names of the parts, which the rules use.
+    """
+
+    pattern: str
+    names: tuple[str, ...]
+
+
 class Table(NamedTuple):
     """All rules of one source of one family.
 
@@ -71,6 +96,7 @@ class Table(NamedTuple):
         layers: for Keras' tables, see ``keras_names.make_renamer``.
         trunk_pattern: regex of names in the file that belong to the trunk, whether or not a rule matches them; empty if
             all names with the prefixes of the trunk do.
+        splits: arrays that are split before the rules apply.
     """
 
     rules: Sequence[Rule]
@@ -78,6 +104,22 @@ class Table(NamedTuple):
     map_names: Callable[[Mapping[str, np.ndarray], Shapes], Mapping[str, str]] | None = None
     layers: Sequence[Any] = ()
     trunk_pattern: str = ""
+    splits: Sequence[Split] = ()
+
+
+def split_arrays(arrays: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
+    """Return the arrays of a file, those split that hold several of ours; one that cannot be split stays whole."""
+    parts: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        match, names = next(
+            ((m, split.names) for split in table.splits if (m := re.fullmatch(split.pattern, name))), (None, ())
+        )
+        if match and array.ndim and len(array) % len(names) == 0:
+            pieces = np.split(array, len(names))
+            parts |= {match.expand(new): piece for new, piece in zip(names, pieces, strict=True)}
+        else:
+            parts[name] = array
+    return parts
 
 
 # Our own names, as in our files and as derived from the order of layers.
@@ -127,6 +169,11 @@ def torch_dense(name: str, path: str, transform: Callable[[np.ndarray], np.ndarr
 def torch_norm(name: str, path: str) -> list[Rule]:
     """Return the rules of a PyTorch BatchNorm; ``name`` is a regex."""
     return [Rule(rf"{name}\.{leaf}", ours.format(path)) for leaf, ours in NORMS["torch"]]
+
+
+def torch_layer_norm(name: str, path: str) -> list[Rule]:
+    """Return the rules of a PyTorch layer norm; ``name`` is a regex."""
+    return [Rule(rf"{name}\.weight", f"params/{path}/scale"), Rule(rf"{name}\.bias", f"params/{path}/bias")]
 
 
 def flatten_rules(*groups: Iterable[Rule]) -> list[Rule]:

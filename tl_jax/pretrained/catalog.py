@@ -43,7 +43,7 @@ class InitConfig(Options):
     """Initialization settings."""
 
     source: str = option(
-        "keras", "source of the pretrained weights", lambda: (*published_sources(), "huggingface", "tl_jax", "random")
+        "keras", "source of the pretrained weights", lambda: (*published_sources(), "tl_jax", "random")
     )
     layout: str = option(
         "keras", "source whose architecture variant random weights use", lambda: (*published_sources(), "tl_jax")

@@ -14,6 +14,7 @@ from tl_jax.utils.errors import UserError
 from tl_jax.utils.extras import require_extra
 
 _FILE = "model.safetensors"  # in every hub repository of the catalog
+_FOLDER_FILES = (_FILE, "pytorch_model.bin")
 _PACKAGED_TYPES = (".pth", ".pt", ".safetensors", ".h5")
 _HINT = "or pass a local copy with config.init.path=FILE"
 _HINT_FOLDER = "or pass a local folder with config.init.path=FOLDER"
@@ -49,6 +50,11 @@ def download_weights(spec: PretrainedSpec, headless: bool) -> Path:
         return download_from_hub(spec.hub, _FILE, spec.digest)
     url, digest = published_url(spec, headless)
     return download.fetch(url, download.cache_dir() / "weights" / url.rsplit("/", 1)[-1], digest, hint=_HINT)
+
+
+def file_in_folder(path: Path) -> Path:
+    """Return the weights file of a folder of the Hugging Face hub; a path that is no folder, or has none, as it is."""
+    return next((path / name for name in _FOLDER_FILES if (path / name).is_file()), path)
 
 
 def find_packaged(package: str, digest: str) -> Path:

