@@ -10,6 +10,7 @@ from tl_jax.data.recognize import RecognizedData, recognize
 from tl_jax.data.registry import DATASETS
 from tl_jax.models.registry import MODELS
 from tl_jax.pretrained.catalog import EMBEDDED, EMBEDDED_BERT, known_sources, published_sources
+from tl_jax.pretrained.source_of_file import source_of_file
 from tl_jax.tasks import head_init
 from tl_jax.tasks.probe_strength import FOLDS, PROBES, START_LOSS
 from tl_jax.train.run_config import AUTO
@@ -91,11 +92,7 @@ def _find_weights(model: str, is_text: bool, weights: str | Path | None) -> tupl
         return ("tl_jax" if path.resolve() == EMBEDDED_BERT.resolve() else "huggingface"), name
     if not path.exists():
         raise UserError(f"weights={name!r}: no such file, and no source; {nearest(name, published_sources())}")
-    if path.is_dir() or path.suffix == ".safetensors":
-        return "tl_jax", str(path)
-    by_ending = {".h5": ("keras",), ".keras": ("keras",), ".npz": ("keras",)}
-    sources = by_ending.get(path.suffix, tuple(s for s in known_sources(model) if s not in ("keras", "tl_jax")))
-    return (sources or ("keras",))[0], str(path)
+    return source_of_file(model, path), str(path)
 
 
 def apply_method(config: recipe.Config, method: str, epochs: float | None, given: Collection[str] = ()) -> None:

@@ -99,6 +99,14 @@ class Backbone(nn.Module):
         """Return the features (N, D) of the last stage's output: the average of a map (N, H, W, D)."""
         return x.astype(jnp.float32).mean(axis=(1, 2))
 
+    def map_stage(self) -> str:
+        """Return the last stage that shows where in the image the features come from."""
+        return self.stage_names()[-1]
+
+    def to_map(self, x: jax.Array, size: Sequence[int] = ()) -> jax.Array:
+        """Return a stage's output as a map (N, H', W', D), for images of ``size`` (H, W), or square ones."""
+        return x
+
     def add_endpoints(self, endpoints: dict[str, jax.Array], train: bool) -> None:
         """Add further endpoints after all stages."""
 

@@ -90,10 +90,9 @@ class Detector(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """Apply the network; ``train`` uses batch statistics."""
         _, endpoints = self.backbone(x, train)
-        shape = map_shape(x.shape[1:3])
-        return self.head(
-            {name: endpoints[name] for name in head_stages(self.stage_names(), endpoints, shape)}, shape
-        ), endpoints
+        shape, names = map_shape(x.shape[1:3]), self.stage_names()
+        maps = {name: self.backbone.to_map(endpoints[name], x.shape[1:3]) for name in names}
+        return self.head({name: maps[name] for name in head_stages(names, maps, shape)}, shape), endpoints
 
     def stage_names(self) -> tuple[str, ...]:
         """Return the names of the network's stages, input first."""

@@ -56,7 +56,7 @@ class Embeddings(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, grid: Grid) -> jax.Array:
         shape = (self.width, self.patch, self.patch, "valid", self.patch_bias, self.dtype)
-        x = Conv(*shape, kernel_init=normal_init, name="patch")(x).reshape(len(x), -1, self.width)
+        x = Conv(*shape, kernel_init=normal_init, name="patch")(x).reshape(x.shape[0], -1, self.width)
         prefix = []
         if self.class_token:
             prefix.append(self.param("class_token", normal_init, (1, 1, self.width), jnp.float32))
@@ -68,7 +68,7 @@ class Embeddings(nn.Module):
             prefix = [token + positions[:, :1] for token in prefix] if self.class_position else prefix
         if self.registers:
             prefix.append(self.param("registers", normal_init, (1, self.registers, self.width), jnp.float32))
-        repeated = [jnp.broadcast_to(token, (len(x), *token.shape[1:])).astype(self.dtype) for token in prefix]
+        repeated = [jnp.broadcast_to(token, (x.shape[0], *token.shape[1:])).astype(self.dtype) for token in prefix]
         x = jnp.concatenate([*repeated, x], axis=1)
         return layer_norm(self.epsilon, self.dtype, "norm")(x) if self.first_norm else x
 
@@ -200,7 +200,7 @@ class AttentionPool(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, grid: Grid) -> jax.Array:
         probe = self.param("probe", normal_init, (1, 1, x.shape[-1]), jnp.float32)
-        query = jnp.broadcast_to(probe, (len(x), 1, x.shape[-1])).astype(self.dtype)
+        query = jnp.broadcast_to(probe, (x.shape[0], 1, x.shape[-1])).astype(self.dtype)
         y = Attention(self.heads, 0.0, self.dtype, name="attention")(query, context=x)
         normed = layer_norm(self.epsilon, self.dtype, "norm")(y)
         return (y + FeedForward(self.hidden, self.activation, self.dtype, name="mlp")(normed))[:, 0]
@@ -293,10 +293,26 @@ class ViT(Backbone):
 
     def stage_inputs(self, x: jax.Array) -> tuple[Grid]:
         """Return the grid of patches of images (N, H, W, C), or that of tokens (N, L, D) of square images."""
-        if x.ndim == 4:
-            return (Grid(x.shape[1] // self.patch, x.shape[2] // self.patch),)
-        side = math.isqrt(x.shape[1] - self.class_token - self.registers)
-        return (Grid(side, side),)
+        return (self._grid(x.shape[1:3] if x.ndim == 4 else (), x.shape[1]),)
+
+    def _grid(self, size: Sequence[int], tokens: int) -> Grid:
+        if size:
+            return Grid(size[0] // self.patch, size[1] // self.patch)
+        side = math.isqrt(tokens - self.class_token - self.registers)
+        return Grid(side, side)
+
+    def map_stage(self) -> str:
+        """Return the stage before the last attention, since after it the class token no longer reads the patches."""
+        names = [name for name in self.stage_names() if name != "pool"]
+        layers = [name for name in names if name.startswith("layer")]
+        return names[names.index(layers[-1]) - 1] if self.pooling == "class" and layers else names[-1]
+
+    def to_map(self, x: jax.Array, size: Sequence[int] = ()) -> jax.Array:
+        """Return the tokens of the patches (N, L, D) as a map; features (N, D) are a map of one position."""
+        if x.ndim == 2:
+            return x[:, None, None]
+        grid = self._grid(size, x.shape[1])
+        return x[:, x.shape[1] - grid.rows * grid.columns :].reshape(x.shape[0], *grid, x.shape[-1])
 
     def pool(self, x: jax.Array) -> jax.Array:
         """Return the features (N, D) of tokens (N, L, D), or those that attention has pooled."""

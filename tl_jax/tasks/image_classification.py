@@ -48,9 +48,10 @@ def make_grad_cam(net: Network, name: str = ""):
 
     Args:
         net: any image network.
-        name: endpoint, a stage with feature maps (N, h, w, D); empty for the last.
+        name: endpoint, a stage with feature maps (N, h, w, D) or tokens of square images; empty for the last that
+            the class reads.
     """
-    name = name or net.model.stage_names()[-1]
+    name = name or net.model.map_stage()
     upper_network = net._replace(model=net.model.clone(start=name), inputs=Maps())
 
     def grad_cam(variables, batch):
@@ -60,8 +61,8 @@ def make_grad_cam(net: Network, name: str = ""):
             logits = upper_network.predict(variables, maps)[0]
             return jnp.take_along_axis(logits, batch["label"][:, None], 1).sum()  # each depends on its own maps only
 
-        weights = jax.grad(logit)(maps).astype(jnp.float32).mean((1, 2), keepdims=True)
-        return jax.nn.relu((weights * maps.astype(jnp.float32)).sum(-1))
+        gradient, shown = (net.model.to_map(x).astype(jnp.float32) for x in (jax.grad(logit)(maps), maps))
+        return jax.nn.relu((gradient.mean((1, 2), keepdims=True) * shown).sum(-1))
 
     return grad_cam
 
