@@ -7,7 +7,15 @@ from numbers import Integral, Real
 from typing import Any
 
 from tl_jax.config.options import Options, option
-from tl_jax.models import efficientnet, inception, mobilenet, resnet, vgg, vit  # noqa: F401  # registers the networks
+from tl_jax.models import (  # registers the networks
+    convnext,  # noqa: F401
+    efficientnet,  # noqa: F401
+    inception,  # noqa: F401
+    mobilenet,  # noqa: F401
+    resnet,  # noqa: F401
+    vgg,  # noqa: F401
+    vit,  # noqa: F401
+)
 from tl_jax.models.bert import Bert
 from tl_jax.models.registry import MODELS, register_model
 from tl_jax.utils.errors import UserError, nearest

@@ -76,6 +76,7 @@ class DepthwiseConv(nn.Module):
     kernel: int | tuple[int, int]
     stride: int = 1
     padding: str = "half"
+    use_bias: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -83,7 +84,11 @@ class DepthwiseConv(nn.Module):
         window = (self.kernel, self.kernel) if isinstance(self.kernel, int) else self.kernel
         kernel = self.param("kernel", he_uniform, (*window, 1, x.shape[-1]), jnp.float32).astype(self.dtype)
         padding = compute_padding(x.shape[1:3], window, self.stride, self.padding)
-        return depthwise2d(x.astype(self.dtype), kernel, self.stride, padding)
+        channels, x = x.shape[-1], depthwise2d(x.astype(self.dtype), kernel, self.stride, padding)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
+            x = x + bias.astype(self.dtype)[None, None, None]
+        return x
 
 
 class Norm(NamedTuple):
