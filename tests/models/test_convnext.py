@@ -8,10 +8,8 @@ import pytest
 from tests.models.test_vit import assert_near, fill, images, import_timm, state
 from tl_jax import models
 from tl_jax.models import convnext
-from tl_jax.models.registry import MODELS
 from tl_jax.pretrained.convert import convert, merge
 from tl_jax.pretrained.network import variable_shapes
-from tl_jax.utils import tree
 
 SHAPE = {"depths": (1, 1, 2, 1), "widths": (8, 16, 24, 32)}
 THEIRS = {"depths": [1, 1, 2, 1], "hidden_sizes": [8, 16, 24, 32]}
@@ -86,17 +84,6 @@ def test_outputs_are_those_of_torchvision():
     output, _ = jax.jit(model.apply)(variables, x := images((96, 64)))
     with torch.no_grad():
         assert_near(output, net.double()(torch.from_numpy(x).permute(0, 3, 1, 2).double()))
-
-
-@pytest.mark.fast
-def test_parameter_counts_are_those_of_timm():
-    counted = 0
-    for name in (name for name in models.names() if MODELS[name].cls is convnext.ConvNeXt):
-        for spec in MODELS[name].weights:
-            model = models.create(name, spec.num_classes, **spec.options)
-            assert not spec.parameters or tree.count(variable_shapes(model)) == spec.parameters
-            counted += spec.parameters > 0
-    assert counted >= 19
 
 
 @pytest.mark.fast

@@ -8,7 +8,6 @@ import pytest
 from tests.pretrained.fake import random_variables
 from tl_jax import models, pretrained
 from tl_jax.models import vit
-from tl_jax.models.registry import MODELS
 from tl_jax.models.rules import split_arrays
 from tl_jax.models.vit_tables import make_table
 from tl_jax.pretrained.convert import convert, merge
@@ -180,17 +179,6 @@ def test_positions_are_interpolated_as_by_torch(antialias):
         theirs = torch.nn.functional.interpolate(square, grid, mode="bicubic", antialias=antialias)
         ours = vit.resize_positions(jnp.asarray(values, jnp.float32), vit.Grid(*grid), antialias)
         np.testing.assert_allclose(ours[0], theirs[0].permute(1, 2, 0).reshape(-1, 3), atol=2e-6)
-
-
-@pytest.mark.fast
-def test_parameter_counts_are_those_of_timm():
-    counted = 0
-    for name in (name for name in models.names() if MODELS[name].cls is vit.ViT):
-        for spec in MODELS[name].weights:
-            model = models.create(name, spec.num_classes, **spec.options)
-            assert not spec.parameters or tree.count(variable_shapes(model)) == spec.parameters
-            counted += spec.parameters > 0
-    assert counted >= 25
 
 
 @pytest.mark.fast

@@ -80,7 +80,7 @@ def test_every_published_count_is_ours(key):
     """The shapes that a published file must have give the count that its publisher states."""
     spec = CATALOG[key]
     options = {**spec.options, "aux": True} if key == ("inception_v3", "torchvision") else spec.options
-    shapes = network.variable_shapes(models.create(spec.model, 1000, **options))
+    shapes = network.variable_shapes(models.create(spec.model, spec.num_classes, **options))
     assert "(the same)" in convert_cli.format_counts(shapes, spec)
 
 

@@ -84,10 +84,11 @@ def format_counts(variables: Mapping[str, Any], spec: PretrainedSpec) -> str:
     """Return the parameter count and the published count, counted as by the publisher."""
     params, all_values = tree.count(variables["params"]), tree.count(variables)
     text = f"{params:,} parameters, {all_values:,} values with BatchNorm statistics"
-    if not (published := CATALOG[spec.model, spec.source].parameters):
+    file = CATALOG[spec.model, spec.source]
+    if not (published := file.parameters):
         return f"{text}; no count is published"
     count = all_values if spec.source == "keras" else params
-    classes = f"; this file has {spec.num_classes} classes" if spec.num_classes != 1000 else ""
+    classes = f"; this file has {spec.num_classes} classes" if spec.num_classes != file.num_classes else ""
     match = "the same" if count == published else f"{count - published:+,}"
     return f"{text}; published: {published:,} ({match}{classes})"
 
