@@ -58,7 +58,7 @@ def shown():
     """Show what the library tells, as commands do; tests read it from the captured output."""
     from tl_jax.utils import log
 
-    log.show_on_screen()
+    log.show_messages()
 
 
 @pytest.fixture

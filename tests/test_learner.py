@@ -213,6 +213,7 @@ def test_texts_are_learned_by_default(tmp_path, monkeypatch):
         ({"method": "lorra"}, "method='lorra' is unknown; did you mean 'lora'"),
         ({"weights": "lost.h5"}, "weights='lost.h5': no such file"),
         ({"optim__learning_rate": 3}, "unknown field config.optim.learning_rate"),
+        ({"image_sise": 3}, "unknown argument 'image_sise'; did you mean 'image_size'"),
         ({"lr": 3}, "unknown field config.lr; did you mean 'optim.lr'"),
         ({"optim__lr": "high"}, "config.optim.lr='high' is not a finite number"),
         ({"rl__env": "CartPole-v1"}, "config.rl.env has no effect with config.task=image"),

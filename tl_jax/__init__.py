@@ -8,9 +8,10 @@ if TYPE_CHECKING:
     from tl_jax.models import create as create_model
     from tl_jax.models import names as list_models
     from tl_jax.pretrained import load
+    from tl_jax.utils.log import show_messages
 
 __version__ = "0.2.0"
-__all__ = ["Learner", "create_model", "fine_tune", "list_models", "load", "load_learner"]
+__all__ = ["Learner", "create_model", "fine_tune", "list_models", "load", "load_learner", "show_messages"]
 
 _HOMES = {
     "Learner": ("tl_jax.learner", "Learner"),
@@ -19,6 +20,7 @@ _HOMES = {
     "load": ("tl_jax.pretrained", "load"),
     "create_model": ("tl_jax.models", "create"),
     "list_models": ("tl_jax.models", "names"),
+    "show_messages": ("tl_jax.utils.log", "show_messages"),
 }
 
 

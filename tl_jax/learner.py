@@ -10,6 +10,7 @@ The command line makes the same calls: ``--mode=train`` calls ``Learner.fit``; `
 ``--data``.
 """
 
+import difflib
 import functools
 import math
 from collections.abc import Iterator, Mapping
@@ -394,6 +395,9 @@ def load_learner(folder: str | Path, **options: Any) -> Learner:
     return Learner(config, folder)
 
 
+ARGUMENTS = ("task", "model", "method", "weights", "image_size", "epochs", "budget", "workdir", "seed")
+
+
 def fine_tune(
     data: Any,
     *,
@@ -437,6 +441,9 @@ def fine_tune(
         schema.set_field(config, "input.size", image_size)
     training.export_sources(config)
     fields = {name.replace("__", "."): value for name, value in options.items()}
+    for name in fields.keys() - schema.all_fields().keys():
+        if near := difflib.get_close_matches(name, ARGUMENTS, n=1, cutoff=0.8):
+            raise UserError(f"unknown argument {name!r}; did you mean {near[0]!r}?")
     if epochs is not None:
         fields = {"epochs": float(epochs), **fields}
     for path, value in fields.items():  # the method reads the data with them

@@ -197,7 +197,7 @@ def write(
         if damaged == len(listed):
             raise combine_errors("the inputs", errors, unread(damaged, len(listed)))
     written = Written(path, len(listed), damaged, time.monotonic() - start)
-    rate = f"{written.inputs:,} inputs in {written.seconds:.1f} s ({written.inputs / written.seconds:,.0f}/s)"
+    rate = f"{written.inputs:,} inputs in {written.seconds:.1f} s ({_rate(written.inputs / written.seconds)})"
     beside = f" and {matrix.name}" if embeddings else ""
     say(f"{rate}: {path}{beside}" + (f"; {unread(damaged, len(listed))}: {join_errors(errors)}" if damaged else ""))
     return written
@@ -289,7 +289,12 @@ def _with_progress(rows: Iterator[dict[str, Any]], total: int) -> Iterator[dict[
         if bar.disable and number and time.monotonic() - said > SAY_SECONDS:
             said = time.monotonic()
             rate = number / (said - start)
-            say(f"{number + 1:,} of {total:,} inputs, {rate:,.0f}/s, {round((total - number - 1) / rate)} s left")
+            say(f"{number + 1:,} of {total:,} inputs, {_rate(rate)}, {round((total - number - 1) / rate)} s left")
+
+
+def _rate(value: float) -> str:
+    """Return "1,234/s", or "0.12/s" for a slow machine."""
+    return f"{value:,.0f}/s" if value >= 10 else f"{value:.2g}/s"
 
 
 class _EmbeddingFile:

@@ -136,3 +136,11 @@ def test_a_metric_with_an_interval_of_its_own_has_both(tmp_path):
 def test_rates_that_are_equal_share_a_mark():
     marks = plots.group_marks({"steepest fall": 1.4e-3, "lowest loss": 7.1e-2, "suggested": 1.4e-3})
     assert marks == {"1.4e-03: steepest fall, suggested": 1.4e-3, "7.1e-02: lowest loss": 7.1e-2}
+
+
+def test_intervals_that_are_no_evidence_are_said(tmp_path):
+    two = {"seeds": [0, 1], "arms": {"probe": {"values": [0.9, 0.9]}, "lora": {"values": [0.8, 0.9]}}}
+    notes = plots.seed_notes(two)
+    assert len(notes) == 2 and "Two seeds" in notes[0] and "All seeds gave probe the same result" in notes[1]
+    three = {"seeds": [0, 1, 2], "arms": {"lora": {"values": [0.8, 0.9, 0.9]}}}
+    assert not plots.seed_notes(three) and not plots.seed_notes({"seeds": [0], "arms": {"lora": {"values": [0.8]}}})

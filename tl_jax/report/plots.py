@@ -167,7 +167,18 @@ def comparison_table(summary: Mapping[str, Any]) -> str:
     first = next(iter(summary["arms"]))
     for arm, row in summary["gain"].items():
         lines.append(f"{first} over {arm}: {format_percent(row, '+', scale)}{points}{format_margins(row, scale)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *seed_notes(summary)])
+
+
+def seed_notes(summary: Mapping[str, Any]) -> list[str]:
+    """Return what limits the intervals over seeds of a comparison; empty if nothing does."""
+    notes, arms = [], summary["arms"]
+    if len(summary["seeds"]) == 2:
+        notes.append("Two seeds give intervals that are too wide to be of use; run three or more.")
+    same = [name for name, row in arms.items() if len(row["values"]) > 1 and len(set(row["values"])) == 1]
+    if same:
+        notes.append(f"All seeds gave {', '.join(same)} the same result: an interval of zero width is no evidence.")
+    return notes
 
 
 def format_percent(row: Mapping[str, Any], sign: str = "", scale: int = 100) -> str:
@@ -213,6 +224,11 @@ def plot_comparison(summary: Mapping[str, Any], path: Path) -> Path:
         )
     axis.set_yticks(range(len(names)), list(reversed(names)))
     axis.set_ylim(-0.6, len(names) - 0.4)
+    if summary["metric"] in PERCENT_METRICS:
+        low, high = axis.get_xlim()
+        least = min(value for row in summary["arms"].values() for value in row["values"])
+        # Intervals of few seeds go beyond what is possible.
+        axis.set_xlim(max(low, min(-2.0, scale * least - 2)), min(high, 102.0))
     axis.set_xlabel(f"test {summary['metric']}{unit}, {summary['examples_evaluated']:,} examples")
     has_outer = any(row.get("interval95_both") for row in summary["arms"].values())
     name = f"{summary['config_name']}{' (smoke run without meaning)' if summary.get('smoke') else ''}"
@@ -391,8 +407,10 @@ def dot_chart(title: str, arms: Mapping[str, Mapping[str, Any]], scale: float, x
     outer_halves = {name: row.get("interval95_both") or row["interval95"] or 0.0 for name, row in arms.items()}
     ends += [row["mean"] + sign * outer_halves[name] for name, row in arms.items() for sign in (-1, 1)]
     low, high = _value_range([scale * end for end in ends], 0.06)
+    if scale == 100:  # intervals of few seeds go beyond what is possible
+        low, high = max(low, min(-2.0, scale * min(ends[: -2 * len(arms)]) - 2)), min(high, 102.0)
     height = 62 * len(arms) + BOTTOM
-    to_x = lambda value: 12 + (scale * value - low) / (high - low) * (WIDTH - 24)  # noqa: E731
+    to_x = lambda value: 12 + (min(max(scale * value, low), high) - low) / (high - low) * (WIDTH - 24)  # noqa: E731
     body = Markup("")
     for tick in round_ticks(low, high):
         x = to_x(tick / scale)

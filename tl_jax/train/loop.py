@@ -72,12 +72,20 @@ def describe_phase(phase: Phase, state: TrainState, stepper: Any, full_objective
         [
             f"phase {phase.name}: step {int(state.step):,} to {phase.stop:,}, {optim.name}, learning rate {rate.lr:g} "
             f"({rate.schedule}); compiled in {stepper.seconds:.1f} s",
-            f"  parameters: {counts['trainable']:,} trainable, {counts['frozen']:,} frozen",
+            f"  parameters: {counts['trainable']:,} trainable, {counts['frozen']:,} frozen{_trained_modules(mask)}",
             *([f"  BatchNorm: {len(frozen_norms)} of {len(norms)} layers keep their statistics"] if norms else []),
             f"  optimizer state: {bytes_now / 1e6:,.2f} MB ({bytes_all / 1e6:,.2f} MB with nothing frozen)",
             *([_flops_line(flops_now, flops_all, bool(counts["frozen"]))] if math.isfinite(flops_now) else []),
         ]
     )
+
+
+def _trained_modules(mask: Any) -> str:
+    """Return the top-level modules with trained parameters, if some are frozen: "; trained: stage4, head"."""
+    has_trained = {name: any(jax.tree.leaves(leaves)) for name, leaves in mask.items()}
+    if all(map(all, map(jax.tree.leaves, mask.values()))):
+        return ""
+    return f"; trained: {', '.join(name for name, trained in has_trained.items() if trained) or 'nothing'}"
 
 
 def _flops_line(flops: float, unfrozen_flops: float, estimated: bool) -> str:

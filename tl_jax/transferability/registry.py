@@ -1,5 +1,6 @@
 """Registry of scores and distances, used by ``transferability.report`` and the study of transfer distances."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,6 +15,9 @@ PROBABILITIES = (
 )
 CLASSIFIER = "classifier"  # (features, labels, queries) -> classes; the score is the held-out accuracy
 SETS = "sets"  # (features and labels of one dataset, of another, key) -> float, lower is closer
+
+
+_ARGUMENTS = {FEATURES: 3, MOMENTS: 1, PROBABILITIES: 5, CLASSIFIER: 3, SETS: 5}  # numbers of arguments
 
 
 class Measure(NamedTuple):
@@ -34,6 +38,13 @@ def register_score(name: str, takes: str = FEATURES) -> Callable[[_F], _F]:
         raise UserError(f"score {name!r}: unknown takes={takes!r}; use one of the constants of {__name__}")
 
     def register(function: _F) -> _F:
+        try:
+            inspect.signature(function).bind(*[None] * _ARGUMENTS[takes])
+        except TypeError:
+            raise UserError(
+                f"score {name!r}: the function must take {_ARGUMENTS[takes]} arguments, see takes={takes!r} in "
+                f"{__name__}; for features they are (features, labels, key), a random key of JAX"
+            ) from None
         SCORES.add(name, Measure(function, takes), function.__module__)
         return function
 

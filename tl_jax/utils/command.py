@@ -61,7 +61,7 @@ def run(main: Callable[[list[str]], int | None], **options: Any) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", TF_LOG_LEVEL)
     from absl import app  # defines flags, so only for commands
 
-    log.show_on_screen()
+    log.show_messages()
 
     def main_and_flush(argv: list[str]) -> int | None:
         from tl_jax.utils import compile_cache  # imports JAX

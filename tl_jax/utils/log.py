@@ -1,10 +1,4 @@
-"""Messages of the library, logged as "tl_jax"; nothing is printed, and commands show them in the terminal.
-
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("tl_jax").setLevel(logging.INFO)
-
-show them in other programs; warnings are shown by default.
-"""
+"""Messages of the library, logged as "tl_jax"; nothing is printed, except warnings, until ``show_messages``."""
 
 import functools
 import logging
@@ -38,8 +32,8 @@ class ScreenHandler(logging.Handler):
             stream.flush()
 
 
-def show_on_screen() -> None:
-    """Show the messages of the library in the terminal, without passing them to other handlers."""
+def show_messages() -> None:
+    """Show progress and results in the terminal or notebook; the messages do not go to other log handlers then."""
     if not any(isinstance(handler, ScreenHandler) for handler in LOGGER.handlers):
         LOGGER.addHandler(ScreenHandler())
     LOGGER.setLevel(logging.INFO)
