@@ -140,7 +140,8 @@ def test_rates_that_are_equal_share_a_mark():
 
 def test_intervals_that_are_no_evidence_are_said(tmp_path):
     two = {"seeds": [0, 1], "arms": {"probe": {"values": [0.9, 0.9]}, "lora": {"values": [0.8, 0.9]}}}
-    notes = plots.seed_notes(two)
+    notes = intervals.seed_notes(two)
     assert len(notes) == 2 and "Two seeds" in notes[0] and "All seeds gave probe the same result" in notes[1]
     three = {"seeds": [0, 1, 2], "arms": {"lora": {"values": [0.8, 0.9, 0.9]}}}
-    assert not plots.seed_notes(three) and not plots.seed_notes({"seeds": [0], "arms": {"lora": {"values": [0.8]}}})
+    one = {"seeds": [0], "arms": {"lora": {"values": [0.8]}}}
+    assert not intervals.seed_notes(three) and not intervals.seed_notes(one)

@@ -172,3 +172,14 @@ def _is_paired(runs: Sequence[RunFiles]) -> bool:
     rows = (np.asarray(run.details["confusion"]).reshape(-1, 3) for run in runs)
     label_counts = [np.bincount(row[:, 0], row[:, 2]).tolist() for row in rows]
     return all(counts == label_counts[0] for counts in label_counts)
+
+
+def seed_notes(summary: Mapping[str, Any]) -> list[str]:
+    """Return what limits the intervals over seeds of a comparison; empty if nothing does."""
+    notes, arms = [], summary["arms"]
+    if len(summary["seeds"]) == 2:
+        notes.append("Two seeds give intervals that are too wide to be of use; run three or more.")
+    same = [name for name, row in arms.items() if len(row["values"]) > 1 and len(set(row["values"])) == 1]
+    if same:
+        notes.append(f"All seeds gave {', '.join(same)} the same result: an interval of zero width is no evidence.")
+    return notes

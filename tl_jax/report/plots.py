@@ -167,18 +167,7 @@ def comparison_table(summary: Mapping[str, Any]) -> str:
     first = next(iter(summary["arms"]))
     for arm, row in summary["gain"].items():
         lines.append(f"{first} over {arm}: {format_percent(row, '+', scale)}{points}{format_margins(row, scale)}")
-    return "\n".join([*lines, *seed_notes(summary)])
-
-
-def seed_notes(summary: Mapping[str, Any]) -> list[str]:
-    """Return what limits the intervals over seeds of a comparison; empty if nothing does."""
-    notes, arms = [], summary["arms"]
-    if len(summary["seeds"]) == 2:
-        notes.append("Two seeds give intervals that are too wide to be of use; run three or more.")
-    same = [name for name, row in arms.items() if len(row["values"]) > 1 and len(set(row["values"])) == 1]
-    if same:
-        notes.append(f"All seeds gave {', '.join(same)} the same result: an interval of zero width is no evidence.")
-    return notes
+    return "\n".join([*lines, *intervals.seed_notes(summary)])
 
 
 def format_percent(row: Mapping[str, Any], sign: str = "", scale: int = 100) -> str:

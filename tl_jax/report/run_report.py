@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from tl_jax.metrics import intervals
 from tl_jax.report import ensemble, html, plots, run_examples
-from tl_jax.report.plots import PERCENT_METRICS, SMOKE_NOTE, format_margins, format_percent, seed_notes, t_interval
+from tl_jax.report.plots import PERCENT_METRICS, SMOKE_NOTE, format_margins, format_percent, t_interval
 from tl_jax.report.results import ENSEMBLE, Results, metric_values
 from tl_jax.utils.errors import join_names
 
@@ -146,7 +146,7 @@ def _comparison_section(results: Results) -> html.Section:
         "by example."
         if with_sampling
         else "It does not cover the sampling of the test set, which all seeds share.",
-        *seed_notes(summary),
+        *intervals.seed_notes(summary),
     ]
     x_label = f"test {metric}{' in percent' if unit else ''}: diamonds are means, dots single seeds"
     chart = plots.dot_chart(f"test {metric} by arm", summary["arms"], scale, x_label)
