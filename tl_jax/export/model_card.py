@@ -85,9 +85,8 @@ def image_loader(model: str, size: int) -> dict[str, Loader]:
     code = """from tl_jax import pretrained
 net = pretrained.load(source="tl_jax", path=".")
 logits, endpoints = net.model.apply(net.variables, net.preprocess(images), train=False)"""
-    description = f"`images`: uint8 (n, H, W, C) of any size, resized to {size} pixels. " + _transfer_hint(
-        "--config.model.name=MODEL "
-    )
+    description = f'`images`: uint8 (n, H, W, C) of any size, resized to {size} pixels. `tl_jax.load_learner(".")` '
+    description += "predicts, evaluates and explains with the bundle. " + _transfer_hint("--config.model.name=MODEL ")
     return {"With tl_jax": Loader(code, description)}
 
 
@@ -251,7 +250,11 @@ def describe_image_input(spec: PretrainedSpec, fit: str, value_range: Sequence[f
     side = round(spec.image_size / spec.crop)
     resize = f"{rescale}{FIT_TEXTS[fit]}resize the shortest side to {side} pixels ({spec.interpolation}, antialiased)"
     crop = f"crop the central {spec.image_size}x{spec.image_size}"
-    scale = f"(pixel * {rule.scale:.6g} - {list(rule.mean)}) / {list(rule.std)} with channels as {rule.order.upper()}"
+    if len(set(rule.mean)) == 1 and set(rule.std) == {1.0}:
+        scale = f"pixel / {1 / rule.scale:g}" + (f" - {rule.mean[0]:g}" if rule.mean[0] else "")
+    else:
+        scale = f"(pixel * {rule.scale:.6g} - {list(rule.mean)}) / {list(rule.std)}"
+    scale += f" with channels as {rule.order.upper()}"
     note = "images of that size are not resized; model.stablehlo includes only the last step"
     return {"words": f"{resize}, {crop}, {scale}; {note}", **values}
 

@@ -337,7 +337,7 @@ def _truncate(model: Backbone, fit: Fit, endpoint: str | None, where: str, sourc
             if fit.last_stage and not fit.report.wrong and list(fit.report.extra) == list(fit.converted.other_names):
                 endpoint_advice = _endpoint_advice(fit.last_stage, endpoint or "")
                 advice = f"{advice}; or {endpoint_advice}" if fit.report.extra else endpoint_advice
-            raise MergeError(f"{where}: {describe_report(fit.report)}; {advice}", fit.report)
+            raise MergeError(f"{where}: {advice} ({describe_report(fit.report)})", fit.report)
         model = model.clone(endpoint=fit.last_stage)
     stages_in_file = {top_module(path) for path in fit.converted.leaves}
     dropped: dict[str, Any] = {

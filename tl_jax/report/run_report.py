@@ -82,8 +82,11 @@ def choice_section(results: Results) -> html.Section | None:
         ]
         for row in choice["tried"]
     ]
-    columns = ["method", "fold", "log loss less the probe's", "accuracy on held-out examples", "the probe's", "seconds"]
-    return html.Section("", [f"Chosen by: {choice['reason']}."], [html.Table(columns, rows)])
+    reason = choice["reason"]
+    columns = ["method", "fold", "log loss minus that of the probe", "accuracy", "accuracy of the probe", "seconds"]
+    return html.Section(
+        "", [f"{reason[0].upper()}{reason[1:]}. All on held-out examples."], [html.Table(columns, rows)]
+    )
 
 
 def _four_digits(value: float | None) -> str:
@@ -271,7 +274,12 @@ def network_section(results: Results) -> html.Section | None:
     text += "the solid part is trained in the last phase, the hatched part is frozen."
     no_training = all(not layout["phases"] for layout, _ in layouts.values())
     return html.Section(
-        "", [text, *(["No training step: new parameters were computed in closed form."] if no_training else [])], blocks
+        "",
+        [
+            text,
+            *(["No training step: only the head was fitted, to the features of the network."] if no_training else []),
+        ],
+        blocks,
     )
 
 
@@ -350,7 +358,8 @@ def _draw_stage(stage: Mapping[str, Any], phases: Sequence[str], top: float, sca
 
 def _training_state(stage: Mapping[str, Any], phases: Sequence[str]) -> str:
     """Return "trained", "frozen" or the trained share; if it changes, with the phases."""
-    states = [_trained_share(trained, stage["parameters"]) for trained in stage["trained"]] or ["frozen"]
+    states = [_trained_share(trained, stage["parameters"]) for trained in stage["trained"]]
+    states = states or ["fitted" if stage["name"] == "head" else "frozen"]  # no phase: only a head was fitted
     if len(set(states)) == 1:
         return states[0]
     first_trained = states.index("trained") if "trained" in states else 0
