@@ -9,6 +9,8 @@ import numpy as np
 SCALES = ("gamma", "weight")
 VARIANCES = ("moving_variance", "running_var")
 OFFSETS = ("bias", "beta", "moving_mean", "running_mean")
+TOKENS = ("cls_token", "position_embeddings", "register_tokens", "mask_token")
+FACTORS = ("lambda1", "layer_scale_parameter")  # of the branches of transformers and ConvNeXt
 
 # Scales of norms whose output is added to a shortcut: the branch stays below it, so that sums do not grow. BasicBlock
 # ends with bn2, which is the second of three norms in a Bottleneck, hence a range between the others.
@@ -39,6 +41,10 @@ def draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     if leaf in SCALES:
         low, high = next(((low, high) for rx, low, high in BRANCHES if re.fullmatch(rx, name)), (0.5, 1.5))
         return _thin(_uniform(rng, low, high, shape), 3e-3, 1e-2)
+    if leaf in TOKENS:
+        return _uniform(rng, -0.5, 0.5, shape)
+    if leaf in FACTORS:
+        return _uniform(rng, 0.1, 0.4, shape)
     if leaf in VARIANCES:
         thin = (3e-2, 1.0) if _is_automatic(layer) else (1e-6, 1e-4)
         return _thin(_uniform(rng, 0.5, 1.5, shape), *thin)

@@ -1,11 +1,15 @@
-"""Write ``golden.json.xz``: ``python -m tests.references.make_golden``, in an environment with keras and torch."""
+"""Write ``golden.json.xz``: ``python -m tests.references.make_golden``, with keras, torch and transformers.
 
+``python -m tests.references.make_golden huggingface`` makes the cases of one source again, and leaves the others.
+"""
+
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from tests.references import compare, golden, keras_models, torch_models
+from tests.references import compare, golden, huggingface_models, keras_models, torch_models
 
 # Odd sides, where paddings differ; for the rest as small as the networks take.
 SIZE, INCEPTION = (33, 47), (75, 91)
@@ -20,6 +24,8 @@ def plan() -> Iterator[tuple[str, str, bool, tuple[int, int]]]:
             yield source, name, not name.startswith("vgg"), INCEPTION if name == "inception_v3" else SIZE
     for (source, name), size in HEADS.items():
         yield source, name, True, size
+    for name in huggingface_models.MODELS:
+        yield "huggingface", name, name in huggingface_models.WITH_HEAD, SIZE
 
 
 def keras_case(name: str, top: bool, size: tuple[int, int]) -> tuple[list[Any], Mapping[str, np.ndarray]]:
@@ -39,11 +45,21 @@ def torch_case(name: str, top: bool, size: tuple[int, int]) -> tuple[list[Any], 
     return [(key, tensor.shape) for key, tensor in state.items()], expected
 
 
+def huggingface_case(name: str, _: bool, size: tuple[int, int]) -> tuple[list[Any], Mapping[str, np.ndarray]]:
+    """Return the variables (name, shape) as they are published, and the reference."""
+    model, shapes = huggingface_models.build(name, golden.SEED)
+    return shapes, huggingface_models.outputs(model, compare.images(size))
+
+
+CASES = {"keras": keras_case, "torchvision": torch_case, "huggingface": huggingface_case}
+
+
 def main() -> None:
-    """Compute and store every case."""
-    cases = []
-    for source, name, top, size in plan():
-        variables, expected = (keras_case if source == "keras" else torch_case)(name, top, size)
+    """Compute and store every case, or those of one source."""
+    wanted = sys.argv[1:] or list(CASES)
+    cases = [case for case in golden.read() if case["source"] not in wanted]
+    for source, name, top, size in (case for case in plan() if case[0] in wanted):
+        variables, expected = CASES[source](name, top, size)
         values = {end: [float(f"{v:.8g}") for v in golden.entries(value)] for end, value in expected.items()}
         variables = [(key, list(shape)) for key, shape in variables]
         cases.append(dict(source=source, name=name, top=top, size=size, variables=variables, values=values))
