@@ -1,4 +1,4 @@
-"""transformers' image networks filled by ``draw``, under their published names, and their outputs in double precision."""
+"""transformers' image networks filled by ``draw``, under published names, and their outputs in double precision."""
 
 import tempfile
 from pathlib import Path
