@@ -8,14 +8,18 @@ names. After a new measurement, ``--write`` updates every page.
 """
 
 import csv
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 
+from experiments import record
+from experiments.fine_tuning import report as fine_tuning
 from tl_jax.report.plots import t_interval
 from tl_jax.utils import command, disk
 from tl_jax.utils.errors import UserError, nearest
@@ -267,6 +271,31 @@ def _method_seconds(method: str) -> Mapping[str, Callable[[], str]]:
     }
 
 
+def _auto_gains(network: str, *methods: str) -> Mapping[str, Callable[[], str]]:
+    """Return how far ``auto`` is ahead of each method with 20 examples a class, with its interval, and their means."""
+
+    def read(method: str) -> fine_tuning.Pairs:
+        return fine_tuning.pair_rows(record.read_rows(RESULTS / "fine_tuning"))[network, 20, method]
+
+    def gain(method: str) -> str:
+        mean, low, high = fine_tuning.mean_gain(pairs := read(method))
+        return f"{mean:+.1f} points" + (f" ({low:+.1f} to {high:+.1f})" if len(pairs) > 1 else "")
+
+    def ratio(method: str) -> str:
+        return f"{np.median([float(a['seconds']) / float(b['seconds']) for a, b in read(method)]):.1f}"
+
+    def mean(method: str, which: int) -> str:
+        return f"{100 * np.mean([float(pair[which]['accuracy']) for pair in read(method)]):.1f} %"
+
+    figures = {}
+    for method in methods:
+        figures[f"fine_tuning.{network}.{method}.gain"] = functools.partial(gain, method)
+        figures[f"fine_tuning.{network}.{method}.ratio"] = functools.partial(ratio, method)
+        figures[f"fine_tuning.{network}.{method}.auto"] = functools.partial(mean, method, 0)
+        figures[f"fine_tuning.{network}.{method}.mean"] = functools.partial(mean, method, 1)
+    return figures
+
+
 _TAU = ("transfer_distance/study.md", "What goes with the gain of fine-tuning")
 _TAU_PROBE = ("transfer_distance/study.md", "What goes with the gain of a logistic probe")
 _DEPTH = ("what_is_transferred/digits.md", "First d parts from the source")
@@ -275,6 +304,9 @@ _STARTS, _TEXT = "results/benchmarks/starts.json", "results/benchmarks/text.json
 _PREDICTIONS = "results/benchmarks/predictions.json"
 
 FIGURES: Mapping[str, Callable[[], str]] = {
+    **_auto_gains("mobilenet_v2", "logistic", "lp_ft", "fastai", "raw"),
+    **_auto_gains("mobilenet_v2_keras", "keras_guide"),
+    **_auto_gains("minilm", "logistic", "lp_ft", "tfidf", "trainer"),
     "digits.examples": _format_number(_json_value("expected.json", "recipes", "digits_resnet", "examples")),
     "digits.pretrained": _expected_figure("digits_resnet", "pretrained accuracy"),
     "digits.scratch": _expected_figure("digits_resnet", "scratch accuracy"),

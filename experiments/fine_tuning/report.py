@@ -12,6 +12,7 @@ from tl_jax.utils import disk
 DRAWS = 10_000
 OURS, PLAIN = "auto", "fine_tune"
 Rows = Sequence[Mapping[str, str]]
+Pairs = list[tuple[Mapping[str, str], Mapping[str, str]]]
 
 
 def write_report(prefix: Path) -> None:
@@ -34,22 +35,34 @@ def difference_table(rows: Rows) -> str:
         "| network | examples a class | other | difference | interval | pairs | its time, of the other's |",
         "|---|---|---|---|---|---|---|",
     ]
+    for (network, size, method), pairs in sorted(pair_rows(rows).items()):
+        mean, low, high = mean_gain(pairs)
+        times = np.median([float(a["seconds"]) / float(b["seconds"]) for a, b in pairs])
+        interval = f"{low:+.1f} to {high:+.1f}" if len(pairs) > 1 else "-"
+        lines.append(f"| {network} | {size} | {method} | {mean:+.1f} | {interval} | {len(pairs)} | {times:.1f} |")
+    return "\n".join(lines)
+
+
+def pair_rows(rows: Rows) -> dict[tuple[str, int, str], Pairs]:
+    """Return for each network, number of examples and method the rows of ``auto`` with those of the method.
+
+    Methods without a network are paired with ``auto`` of every network.
+    """
     ours = {_place(row): row for row in rows if row["method"] == OURS}
-    groups: dict[tuple[str, int, str], list[tuple[Mapping[str, str], Mapping[str, str]]]] = {}
+    groups: dict[tuple[str, int, str], Pairs] = {}
     for row in rows:
         for place, our_row in ours.items():
             is_same = place[0] == row["target"] and place[2:] == _place(row)[2:] and row["network"] in (place[1], "")
             if row["method"] != OURS and is_same:
                 groups.setdefault((place[1], int(row["per_class"]), row["method"]), []).append((our_row, row))
-    for (network, size, method), pairs in sorted(groups.items()):
-        gains = [100 * (float(a["accuracy"]) - float(b["accuracy"])) for a, b in pairs]
-        low, high = two_way_interval(gains, [a["target"] for a, _ in pairs], [a["seed"] for a, _ in pairs])
-        times = np.median([float(a["seconds"]) / float(b["seconds"]) for a, b in pairs])
-        interval = f"{low:+.1f} to {high:+.1f}" if len(pairs) > 1 else "-"
-        lines.append(
-            f"| {network} | {size} | {method} | {np.mean(gains):+.1f} | {interval} | {len(pairs)} | {times:.1f} |"
-        )
-    return "\n".join(lines)
+    return groups
+
+
+def mean_gain(pairs: Pairs) -> tuple[float, float, float]:
+    """Return the mean of the differences of accuracy in points, and its 95 % interval, see ``two_way_interval``."""
+    gains = [100 * (float(a["accuracy"]) - float(b["accuracy"])) for a, b in pairs]
+    low, high = two_way_interval(gains, [a["target"] for a, _ in pairs], [a["seed"] for a, _ in pairs])
+    return float(np.mean(gains)), low, high
 
 
 def two_way_interval(values: Sequence[float], first: Sequence[str], second: Sequence[str]) -> tuple[float, float]:
@@ -94,7 +107,7 @@ def overfitting_table(rows: Rows) -> str:
     Gains over plain fine-tuning are paired by target, network and seed; only what was run with both counts.
     """
     plain = {(row["per_class"], *_place(row)): row for row in rows if row["method"] == PLAIN}
-    groups: dict[tuple[int, str], list[tuple[Mapping[str, str], Mapping[str, str]]]] = {}
+    groups: dict[tuple[int, str], Pairs] = {}
     for row in rows:
         if row.get("train_accuracy") and (other := plain.get((row["per_class"], *_place(row)))):
             groups.setdefault((int(row["per_class"]), row["method"]), []).append((row, other))
@@ -106,10 +119,9 @@ def overfitting_table(rows: Rows) -> str:
     ]
     for (size, method), pairs in sorted(groups.items()):
         train, test = (np.mean([100 * float(row[name]) for row, _ in pairs]) for name in ("train_accuracy", "accuracy"))
-        gains = [100 * (float(row["accuracy"]) - float(other["accuracy"])) for row, other in pairs]
-        low, high = two_way_interval(gains, [row["target"] for row, _ in pairs], [row["seed"] for row, _ in pairs])
+        gain, low, high = mean_gain(pairs)
         interval = f"{low:+.1f} to {high:+.1f}" if len(pairs) > 1 else "-"
-        values = f"{train:.1f} | {test:.1f} | {train - test:.1f} | {np.mean(gains):+.1f} | {interval}"
+        values = f"{train:.1f} | {test:.1f} | {train - test:.1f} | {gain:+.1f} | {interval}"
         lines.append(f"| {size} | {method} | {len(pairs)} | {values} |")
     return "\n".join(lines) if plain else ""
 
