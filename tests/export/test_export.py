@@ -145,7 +145,7 @@ def test_the_card_has_the_figures_and_no_folder_of_this_machine(run):
     accuracy = json.loads((run / "summary.json").read_text())["metrics"]["accuracy"]
     assert f"| accuracy | {accuracy:.4f} |" in text and "On 100 examples" in text and "seed 0" in text
     assert model_card.INTENDED_USE_PLACEHOLDER in text and "Keras" not in text.partition("## How to load it")[0]
-    assert "torchvision has no `resnet8`" in text
+    assert "torchvision and timm have no `resnet8`" in text
     assert str(run) not in text and str(run) not in (run / "export" / "bundle.json").read_text()
 
 

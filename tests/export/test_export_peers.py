@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.models.test_vit import import_timm
 from tests.pretrained import fake
 from tl_jax import pretrained
 from tl_jax.export import frameworks
@@ -65,9 +66,24 @@ def test_torchvision(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "name,size", [("vit_tiny16", 224), ("vit_tiny16", 64), ("clip_base32", 224), ("convnext_atto", 64)]
+)
+def test_timm(name, size, tmp_path):
+    import_timm()
+    found, logits = both(tmp_path, net_of(name, "timm", size), "timm", pictures(size))
+    assert logits.std() > 1e-3
+    np.testing.assert_allclose(found["logits"].detach(), logits, atol=2e-5 * max(1, np.abs(logits).max()))
+
+
+def test_attributes_that_timm_lacks_are_named(tmp_path):
+    net = net_of("vit_tiny16", "huggingface", 224)
+    assert "timm's `vit_tiny16` differs in antialias, epsilon" in frameworks.write_weights(tmp_path, net, "").reason
+
+
+@pytest.mark.parametrize(
     "name,source,size,why",
     [
-        ("resnet8", "tl_jax", 32, "has no `resnet8`"),
+        ("resnet8", "tl_jax", 32, "torchvision and timm have no `resnet8`"),
         ("resnet50_tiny", "keras", 32, "Keras has no `resnet50_tiny`"),
         ("mobilenet_v2_035", "keras", 16, "does not take 16 pixel images"),
     ],

@@ -28,7 +28,13 @@ def write_bundle(task: Task, workdir: Path, step: int) -> None:
     """
     folder = workdir / "export"
     # Left by an earlier export of this run.
-    for stale in (formats.BUNDLE_FILE, PROGRAM_FILE, frameworks.KERAS_FILE, frameworks.TORCHVISION_FILE):
+    for stale in (
+        formats.BUNDLE_FILE,
+        PROGRAM_FILE,
+        frameworks.KERAS_FILE,
+        frameworks.TORCHVISION_FILE,
+        frameworks.TIMM_FILE,
+    ):
         (folder / stale).unlink(missing_ok=True)
     contents = task.bundle_contents(folder, step)
     shape = stablehlo.write_program(folder / PROGRAM_FILE, contents.program)

@@ -1,4 +1,4 @@
-"""Export of weights to Keras (``.weights.h5``) and torchvision, with their names and layouts.
+"""Export of weights to Keras (``.weights.h5``), torchvision and timm, with their names and layouts.
 
 The conversion tables of ``tl_jax.pretrained`` are inverted. The files are for the networks that these libraries build.
 """
@@ -62,6 +62,19 @@ def named_arrays(variables: Mapping[str, Any], table: Table) -> list[NamedArray]
     return arrays
 
 
+def join_arrays(arrays: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
+    """Return arrays under a source's names with those joined that its files hold as one, see ``rules.Split``."""
+    joined = dict(arrays)
+    for split in table.splits:
+        inverses = [_invert_rule(Rule(split.pattern, name)) for name in split.names]
+        for name in list(joined):
+            if match := inverses[0][0].fullmatch(name):
+                whole = match.expand(inverses[0][1])
+                parts = [joined.pop(re.sub(r"\\(\d)", lambda m, g=match: g[f"g{m[1]}"], new)) for new in split.names]
+                joined[whole] = np.concatenate(parts)
+    return joined
+
+
 def _invert_rule(rule: Rule) -> tuple[re.Pattern[str], str, Any]:
     r"""Return the regex over our paths, the replacement that gives the source's name, and the rule's transform.
 
@@ -117,7 +130,7 @@ def _keras_order(leaves: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     return [leaves[name] for name in order if name in leaves]
 
 
-KERAS_FILE, TORCHVISION_FILE = "keras.weights.h5", "torchvision.safetensors"
+KERAS_FILE, TORCHVISION_FILE, TIMM_FILE = "keras.weights.h5", "torchvision.safetensors", "timm.safetensors"
 _KERAS_FUNCTIONS = {"vgg16": "VGG16", "vgg19": "VGG19", "inception_v3": "InceptionV3", "mobilenet_v2": "MobileNetV2"}
 _KERAS_FUNCTIONS |= {
     "resnet50": "ResNet50",
@@ -128,6 +141,9 @@ _KERAS_FUNCTIONS |= {
 _MIN_SIZE = 32  # smallest side in pixels in keras.applications
 # Attributes without effect in evaluation, or that the other library has too.
 _IGNORED_ATTRIBUTES = ("dropout", "fc_dropout", "drop_path", "fc", "aux", "transform_input")
+
+
+LIBRARIES = {"keras": "Keras has", "torchvision": "torchvision has", "timm": "torchvision and timm have"}
 
 
 class FrameworkFile(NamedTuple):
@@ -142,7 +158,7 @@ class FrameworkFile(NamedTuple):
 def write_weights(
     folder: Path, net: Pretrained, source: str, embeddings: bool = False, classes: Sequence[str] = ()
 ) -> FrameworkFile:
-    """Write the weights for Keras or torchvision, whichever has this network.
+    """Write the weights for Keras, torchvision or timm, whichever has this network.
 
     Args:
         folder: output folder.
@@ -152,10 +168,11 @@ def write_weights(
         classes: class names of the head, for the metadata of torchvision's file.
     """
     name, size = net.spec.model, net.spec.image_size
-    library = "keras" if _is_keras(net, source) else "torchvision"
+    has_torchvision = bool(CATALOG.get((name, "torchvision"), PretrainedSpec("", "")).parameters)
+    library = "keras" if _is_keras(net, source) else "torchvision" if has_torchvision else "timm"
     published = CATALOG.get((name, library), PretrainedSpec(name, library))
     if not published.parameters:
-        return FrameworkFile(reason=f"{library.replace('keras', 'Keras')} has no `{name}`, so there is no file for it.")
+        return FrameworkFile(reason=f"{LIBRARIES[library]} no `{name}`, so there is no file for it.")
     peer = models.create(name, net.spec.num_classes, **published.options)
     fields = [
         field.name for field in dataclasses.fields(peer) if field.name not in (*_IGNORED_ATTRIBUTES, "dtype", "parent")
@@ -164,13 +181,16 @@ def write_weights(
         return FrameworkFile(
             reason=f"{library}'s `{name}` differs in {', '.join(different)}, so there is no file for it."
         )
-    if library == "torchvision":
-        arrays = {
-            entry.name: entry.array for entry in named_arrays(net.variables, catalog.conversion_table(name, library))
-        }
-        with disk.atomic_write(folder / TORCHVISION_FILE) as temporary:
+    if library != "keras":
+        table = catalog.conversion_table(name, library)
+        arrays = join_arrays({entry.name: entry.array for entry in named_arrays(net.variables, table)}, table)
+        file = TORCHVISION_FILE if library == "torchvision" else TIMM_FILE
+        with disk.atomic_write(folder / file) as temporary:
             safetensors.numpy.save_file(arrays, temporary, {"format": "pt", "classes": json.dumps(list(classes))})
-        return FrameworkFile(TORCHVISION_FILE, f"the state dict of torchvision's `{name}`", _torchvision_loader(net))
+        if library == "timm":
+            theirs = _timm_name(published)
+            return FrameworkFile(file, f"the state dict of timm's `{theirs}`", _timm_loader(net, theirs))
+        return FrameworkFile(file, f"the state dict of torchvision's `{name}`", _torchvision_loader(net))
     if size < _MIN_SIZE or (getattr(net.model, "fc", False) and size != published.image_size):
         return FrameworkFile(reason=f"Keras' `{name}` does not take {size} pixel images, so there is no file for it.")
     save_keras(folder / KERAS_FILE, net.variables, catalog.conversion_table(name, library))
@@ -229,6 +249,26 @@ import torchvision
 from safetensors.torch import load_file
 net = torchvision.models.{name}(num_classes={net.spec.num_classes}{arguments})
 {head_code}net.load_state_dict(load_file("{TORCHVISION_FILE}"))
+x = torch.from_numpy({preprocessing_code(net.spec.scaling)}).permute(0, 3, 1, 2).float()
+logits = net.eval()(x)"""
+
+
+def _timm_name(published: PretrainedSpec) -> str:
+    """Return timm's name of a network; OpenAI's CLIP has an activation of its own."""
+    name, _, weights = published.hub.removeprefix("timm/").partition(".")
+    return name.replace("_clip_", "_clip_quickgelu_") if weights == "openai" else name
+
+
+def _timm_loader(net: Pretrained, name: str) -> str:
+    size, grid = net.spec.image_size, getattr(net.model, "grid", 0)
+    any_size = ", dynamic_img_size=True" if grid and size != grid * getattr(net.model, "patch", 0) else ""
+    return f"""import numpy as np
+import timm
+import torch
+from safetensors.torch import load_file
+net = timm.create_model("{name}", num_classes={net.spec.num_classes}{any_size})
+shapes = net.state_dict()  # some networks of timm have 1x1 convolutions for linear layers
+net.load_state_dict({{name: x.reshape(shapes[name].shape) for name, x in load_file("{TIMM_FILE}").items()}})
 x = torch.from_numpy({preprocessing_code(net.spec.scaling)}).permute(0, 3, 1, 2).float()
 logits = net.eval()(x)"""
 
