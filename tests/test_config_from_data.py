@@ -45,6 +45,18 @@ def test_the_usual_image_size_is_that_of_the_weights_whatever_their_source(model
     assert usual_size(make_config(digit_images(100), "", model, weights)) == size
 
 
+@pytest.mark.parametrize(
+    "model, source",
+    [
+        *((name, "keras") for name in ("mobilenet_v2", "mobilenet_v2_035", "resnet50", "vgg16", "inception_v3")),
+        ("resnet18", "torchvision"), ("vit_base16", "timm"), ("dinov3_small16", "huggingface"), ("resnet8", "tl_jax"),
+    ],
+)  # fmt: skip
+def test_the_default_weights_are_the_first_that_are_published(model, source):
+    config = make_config(digit_images(100), "", model, None)
+    assert (config.init.source, config.init.path) == (source, "")
+
+
 @pytest.mark.parametrize("method", names_for_task("text"))
 def test_each_method_is_valid_for_texts(method):
     labels = ["good", "bad"] * 20

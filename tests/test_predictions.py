@@ -42,15 +42,18 @@ def read_csv(path):
 
 
 def test_the_other_columns_of_a_table_follow_the_input(tmp_path):
-    others = [{"id": "7", "label": "cat"}, {"id": "8"}, {"id": "9", "label": ""}]
+    others = [{"id": "7", "label": "cat", "probabilities": "mine"}, {}, {"id": "9", "label": "", "input_label": "x"}]
     path = predictions.write(task(ROWS, others=others), None, ["x"], tmp_path / "p.csv", top=1).path
     rows = read_csv(path)
-    assert list(rows[0]) == ["input", "id", "input_label", "label", "probability", "error"]
-    assert [(row["id"], row["input_label"], row["label"]) for row in rows] == [
-        ("7", "cat", "dög"), ("8", "", ""), ("9", "", "cat"),
+    renamed = ["input_input_label", "input_probabilities", "input_label"]
+    assert list(rows[0]) == ["input", "id", *renamed, "label", "probability", "error"]
+    assert [(row["id"], row["input_input_label"], row["input_label"], row["label"]) for row in rows] == [
+        ("7", "cat", "", "dög"), ("", "", "", ""), ("9", "", "x", "cat"),
     ]  # fmt: skip
     lines = predictions.write(task(ROWS, others=others), None, ["x"], tmp_path / "p.jsonl").path.read_text()
-    assert [json.loads(line)["id"] for line in lines.splitlines()] == ["7", "8", "9"]
+    first, *_, last = map(json.loads, lines.splitlines())
+    assert (first["id"], first["input_probabilities"], first["probabilities"]["cat"]) == ("7", "mine", 0.25)
+    assert last["id"] == "9" and list(last)[:2] == ["input", "id"]
 
 
 def test_a_csv_table_has_a_row_for_each_input(tmp_path, caplog):

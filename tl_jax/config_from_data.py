@@ -9,7 +9,7 @@ from tl_jax.config import recipe, schema
 from tl_jax.data.recognize import RecognizedData, recognize
 from tl_jax.data.registry import DATASETS
 from tl_jax.models.registry import MODELS
-from tl_jax.pretrained.catalog import EMBEDDED, EMBEDDED_BERT, known_sources, published_sources
+from tl_jax.pretrained.catalog import EMBEDDED, EMBEDDED_BERT, published_sources
 from tl_jax.pretrained.source_of_file import source_of_file
 from tl_jax.tasks import head_init
 from tl_jax.tasks.probe_strength import FOLDS, PROBES, START_LOSS
@@ -82,7 +82,9 @@ def _find_weights(model: str, is_text: bool, weights: str | Path | None) -> tupl
     if weights is None:
         if is_text:
             return "tl_jax", ""
-        sources = [source for source in published_sources() if source in known_sources(model)]
+        known = MODELS[model].weights
+        published = [spec.source for spec in known if spec.url or spec.hub or spec.package]
+        sources = published or [spec.source for spec in known]
         return ("tl_jax", "") if model in EMBEDDED or not sources else (sources[0], "")
     name = str(weights)
     if name == "random" or name in published_sources() or name == "tl_jax":

@@ -161,9 +161,9 @@ def write(
     """Write the row of each input, in order, to a table; one batch is in memory at a time.
 
     The row of an unreadable input has its ``error``. The other columns of a table of texts, such as ids, follow the
-    input. In a .csv file, values other than numbers and names are JSON, and each class has a column
-    ``probability_CLASS``; with ``top``, each rank has columns such as ``label_2`` and ``probability_2``. A .jsonl file
-    has one object per line.
+    input; those named like a column of predictions get the prefix "input_". In a .csv file, values other than numbers
+    and names are JSON, and each class has a column ``probability_CLASS``; with ``top``, each rank has columns such as
+    ``label_2`` and ``probability_2``. A .jsonl file has one object per line.
 
     Args:
         task: task of the run.
@@ -193,7 +193,7 @@ def write(
                 if "error" in row:
                     damaged += 1
                     errors += [UserError(row["error"])] if len(errors) < MAX_SHOWN else []
-                write_row({**row, **(others[i] if others else {})})
+                write_row({"input": row["input"], **(others[i] if others else {}), **row})
         if damaged == len(listed):
             raise combine_errors("the inputs", errors, unread(damaged, len(listed)))
     written = Written(path, len(listed), damaged, time.monotonic() - start)
@@ -219,10 +219,17 @@ def _may_be_path(value: Any) -> bool:
 
 
 def _other_columns(task: Task, inputs: Sequence[Any], top: int | None) -> list[dict[str, Any]]:
-    """Return further columns of the inputs; those named like a column of predictions get the prefix "input_"."""
-    taken = _columns(task, top)
-    rename = lambda name: f"input_{name}" if name in taken else name  # noqa: E731
-    return [{rename(name): value for name, value in row.items()} for row in task.input_columns(inputs) or ()]
+    """Return further columns of the inputs; those named like one of the predictions get the prefix "input_"."""
+    rows = task.input_columns(inputs) or []
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    taken, renamed = {*_columns(task, top), *task.prediction_columns}, {}
+    for name in names:
+        new = name
+        while new in taken or (new != name and new in names):
+            new = f"input_{new}"
+        taken.add(new)
+        renamed[name] = new
+    return [{renamed[name]: value for name, value in row.items()} for row in rows]
 
 
 def _columns(task: Task, top: int | None) -> list[str]:
@@ -254,7 +261,8 @@ def _ranked(row: Row, top: int | None) -> dict[str, Any]:
         return dict(row)
     kept = top_classes(row["probabilities"], top)
     label = next(iter(kept))
-    return {**row, "label": label, "probability": kept[label], "probabilities": kept}
+    others = {name: value for name, value in row.items() if name != "probabilities"}
+    return {**others, "label": label, "probability": kept[label], "probabilities": kept}
 
 
 def _flat(row: Row, top: int | None) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def test_of_a_single_file_a_fifth_is_held_out(tmp_path):
             {"train_jsonl": '{"sentence": "a"}'},
             r"no column 'text' \(columns: sentence\); set config.data.text",
         ),
-        ("csv", {"train_csv": "a,1,x\nb,2,x\n"}, r"3 columns in each line, but 2 are expected \(text, label\); set"),
+        ("csv", {"train_csv": "a,1,x\nb,2,x\n"}, r"3 columns in each line, but config.data.columns has 2 \(text"),
         ("conll", {"train_txt": "EU B-ORG\n\nrejects\n"}, "train.txt:3: one column, 'rejects'"),
         ("conll", {"train_txt": "EU B-ORG\nis O\n", "test_txt": "\na O\nb I-LOC\n"}, "test.txt:3: label 'I-LOC'"),
     ],

@@ -148,9 +148,17 @@ def read_unlabelled(file: Path, kind: str, columns: Columns) -> list[Example | U
 
 
 def read_other_columns(file: Path, kind: str, columns: Columns) -> list[dict[str, Any]]:
-    """Return the columns of a table besides its texts, one dict for each example of ``read_unlabelled``."""
-    rows = _read_rows(file, read_text(file), kind, columns, False, LineErrors(file, keep=True))
-    return [{name: value for name, value in row.items() if name not in columns.text} for _, row in rows]
+    """Return the columns of a table besides its texts, one dict for each example of ``read_unlabelled``.
+
+    Those of a damaged line are empty.
+    """
+    errors = LineErrors(file, keep=True)
+    rows = _read_rows(file, read_text(file), kind, columns, False, errors)
+    damaged = errors.by_line()
+    return [
+        {} if line in damaged else {name: value for name, value in row.items() if name not in columns.text}
+        for line, row in rows
+    ]
 
 
 def read_examples(file: Path, kind: str, columns: Columns) -> list[Example]:

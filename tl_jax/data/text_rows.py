@@ -96,7 +96,19 @@ def read_table(
             f"{errors.file}: the header ({', '.join(rows[0][1])}) has no column {missing!r}; set config.data.text and "
             "config.data.label to names in it"
         )
+    else:
+        _check_width(errors, rows, names)
     return _named_rows(errors, rows, names)
+
+
+def _check_width(errors: LineErrors, rows: Cells, names: Sequence[str]) -> None:
+    """Refuse names of columns, for a file without a header, that are not as many as each line has."""
+    widths = {len(row) for _, row in rows}
+    if len(rows) > 1 and len(widths) == 1 and (width := widths.pop()) != len(names):
+        raise UserError(
+            f"{errors.file}: {width} columns in each line, but config.data.columns has {len(names)} "
+            f"({', '.join(names)}); set it to their names, or to () if the first line has them"
+        )
 
 
 def _is_header(cells: Sequence[str], needed: Sequence[str]) -> bool:
@@ -111,12 +123,7 @@ def _is_other_header(rows: Sequence[Sequence[str]], label: int) -> bool:
 
 
 def _named_rows(errors: LineErrors, rows: Cells, names: Sequence[str]) -> Rows:
-    named_rows, width = [], len(rows[0][1]) if rows else 0
-    if width != len(names) and len(rows) > 1 and all(len(row) == width for _, row in rows):
-        raise UserError(
-            f"{errors.file}: {width} columns in each line, but {len(names)} are expected ({', '.join(names)}); set "
-            "config.data.columns to their names, or to () if the first line has them"
-        )
+    named_rows = []
     for line, row in rows:
         if len(row) < len(names) or any(cell.strip() for cell in row[len(names) :]):  # perhaps an unquoted comma
             errors.add(line, f"{len(row)} columns, not {len(names)} ({', '.join(names)})", "correct the line")

@@ -181,6 +181,9 @@ def write_weights(
         return FrameworkFile(
             reason=f"{library}'s `{name}` differs in {', '.join(different)}, so there is no file for it."
         )
+    patch = getattr(net.model, "patch", 1)
+    if library == "timm" and size % patch:
+        return FrameworkFile(reason=f"timm's `{name}` takes sides that are multiples of {patch}, so there is no file.")
     if library != "keras":
         table = catalog.conversion_table(name, library)
         arrays = join_arrays({entry.name: entry.array for entry in named_arrays(net.variables, table)}, table)

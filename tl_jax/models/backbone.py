@@ -18,7 +18,7 @@ StageFactory = Callable[[], Callable[..., jax.Array]]  # returns the layers (x, 
 
 
 class Adapter(nn.Module):
-    """Bottleneck adapter, (N, H, W, C) -> the same: x plus two 1x1 convolutions with a ReLU between them.
+    """Bottleneck adapter, (N, ..., C) -> the same: x plus two linear layers with a ReLU between them.
 
     Houlsby et al. 2019, arXiv:1902.00751. The second is initialized to zero, so a new adapter changes nothing.
     """
@@ -37,7 +37,7 @@ class Backbone(nn.Module):
     """Image network, (N, H, W, C) float -> (logits (N, K), endpoints).
 
     Subclasses define ``named_stages``. Endpoints are the output of each stage, (N, H', W', D') or of transformers
-    (N, L, D'), under the stage's name, and ``features`` (N, D), the global average of the last stage, see ``pool``.
+    (N, L, D'), under the stage's name, and ``features`` (N, D), pooled from the last stage, see ``pool``.
     With ``num_classes=0`` there is no head and the first output is ``features``.
 
     Attributes:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from tl_jax.models.backbone import Backbone
 from tl_jax.models.layers import Conv
+from tl_jax.utils.errors import UserError
 
 STRIDE = 4  # pixels per cell of the map
 # Initial center probability of a new head: nearly all cells have no center (arXiv:1708.02002).
@@ -89,6 +90,10 @@ class Detector(nn.Module):
 
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """Apply the network; ``train`` uses batch statistics."""
+        patch = getattr(self.backbone, "patch", 1)
+        if x.shape[1] % patch or x.shape[2] % patch:  # the last patch would be cropped, and maps be out of place
+            size = f"{x.shape[1]}x{x.shape[2]}"
+            raise UserError(f"images of {size} pixels: choose config.input.size as a multiple of {patch}")
         _, endpoints = self.backbone(x, train)
         shape, names = map_shape(x.shape[1:3]), self.stage_names()
         maps = {name: self.backbone.to_map(endpoints[name], x.shape[1:3]) for name in names}

@@ -81,7 +81,10 @@ class Stem(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks after a norm and a 2x2 convolution of stride 2, which the first stage lacks."""
+    """Blocks after a norm and a 2x2 convolution of stride 2, which the first stage lacks.
+
+    (N, H, W, C) -> (N, H / 2, W / 2, width), or (N, H, W, width) in the first stage.
+    """
 
     width: int
     halves: bool
@@ -111,7 +114,8 @@ def pooled_norm(epsilon: float, dtype: Any) -> Callable[..., jax.Array]:
 class ConvNeXt(Backbone):
     """ConvNeXt, (N, H, W, C) float -> (logits (N, K), endpoints).
 
-    Endpoints: ``stem``, ``stage1`` to ``stage4`` (N, H / 32, W / 32, D), ``norm`` and ``features`` (N, D).
+    Endpoints: ``stem`` and ``stage1`` (N, H / 4, W / 4, widths[0]), ``stage2`` to ``stage4``, each half as high and as
+    wide as the one before, at last (N, H / 32, W / 32, D), ``norm`` and ``features`` (N, D).
 
     Attributes:
         depths: blocks of each stage.

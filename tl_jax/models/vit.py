@@ -266,8 +266,9 @@ class ViT(Backbone):
         positions = leaves.get("params/embeddings/positions")
         if positions is None or positions.ndim != 3 or not model.grid:
             return spec
-        side = math.isqrt(positions.shape[1] - model.class_position)
-        if side == model.grid or side**2 != positions.shape[1] - model.class_position:
+        count = positions.shape[1] - model.class_position
+        side = math.isqrt(max(0, count))
+        if side == model.grid or side**2 != count or not count:
             return spec
         options = {**spec.options, "grid": side}
         return dataclasses.replace(spec, options=options, image_size=side * model.patch)

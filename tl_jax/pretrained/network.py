@@ -145,7 +145,7 @@ def head_error(net: Pretrained, reason: str) -> UserError:
 
 
 def with_endpoint(net: Pretrained, endpoint: str) -> Pretrained:
-    """Return ``net`` truncated after the stage ``endpoint``, without a head; ``features`` is that stage's average."""
+    """Return ``net`` truncated after the stage ``endpoint``, without a head; its features are from there."""
     changes: dict[str, Any] = {"fc": False} if hasattr(net.model, "fc") else {}
     return rebuild(net, endpoint=endpoint, num_classes=0, **changes)
 

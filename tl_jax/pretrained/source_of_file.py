@@ -19,6 +19,8 @@ def source_of_file(model: str, path: Path) -> str:
     Without a source whose names fit, it is the first that writes such files, and loading says what does not fit.
     """
     file = hub.file_in_folder(path)
+    if file.is_dir() and not formats.is_run(file) and not (file / formats.BUNDLE_FILE).is_file():
+        raise UserError(f"{file}: no bundle, and no model.safetensors or pytorch_model.bin; pass the weights file")
     if file.is_dir() or (file.suffix == ".safetensors" and "spec" in formats.read_metadata(file)):
         return "tl_jax"
     if file.suffix in _KERAS_ENDINGS:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ from tl_jax.train.run_config import RunConfig
 from tl_jax.train.state import TrainState, stream_key
 from tl_jax.train.task import Objective, Task
 from tl_jax.train.workdir import read_facts, read_summary
-from tl_jax.transfer import adapters
+from tl_jax.transfer import adapters, freeze
 from tl_jax.transfer.adapters import AdapterConfig
 from tl_jax.transfer.freeze import FreezeConfig
 from tl_jax.transfer.phases import PRETEXT
@@ -432,7 +433,8 @@ def check_norms(config: ImageRunConfig, net: Pretrained) -> None:
             f"{name} has no BatchNorm: config.freeze.batch_stats and regularize.stochastic_norm have no effect; omit "
             "them, or choose another network"
         )
-    if "norm_only" in recipes and not any(path.endswith("/scale") for path in tree.flatten(shapes["params"])):
+    pattern = freeze.RECIPES["norm_only"][1][0]
+    if "norm_only" in recipes and not any(re.fullmatch(pattern, path) for path in tree.flatten(shapes["params"])):
         raise UserError(f"{name} has no norms: config.freeze.recipe=norm_only trains nothing; choose another recipe")
 
 
