@@ -161,7 +161,7 @@ def write(
     """Write the row of each input, in order, to a table; one batch is in memory at a time.
 
     The row of an unreadable input has its ``error``. The other columns of a table of texts, such as ids, follow the
-    input; those named like a column of predictions get the prefix "input_". In a .csv file, values other than numbers
+    input; those named like a column of predictions get the prefix ``input_``. In a .csv file, values other than numbers
     and names are JSON, and each class has a column ``probability_CLASS``; with ``top``, each rank has columns such as
     ``label_2`` and ``probability_2``. A .jsonl file has one object per line.
 
@@ -219,7 +219,7 @@ def _may_be_path(value: Any) -> bool:
 
 
 def _other_columns(task: Task, inputs: Sequence[Any], top: int | None) -> list[dict[str, Any]]:
-    """Return further columns of the inputs; those named like one of the predictions get the prefix "input_"."""
+    """Return further columns of the inputs; those named like one of the predictions get the prefix ``input_``."""
     rows = task.input_columns(inputs) or []
     names = list(dict.fromkeys(name for row in rows for name in row))
     taken, renamed = {*_columns(task, top), *task.prediction_columns}, {}
