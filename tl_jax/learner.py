@@ -12,6 +12,7 @@ The command line makes the same calls: ``--mode=train`` calls ``Learner.fit``; `
 
 import difflib
 import functools
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -395,9 +396,6 @@ def load_learner(folder: str | Path, **options: Any) -> Learner:
     return Learner(config, folder)
 
 
-ARGUMENTS = ("task", "model", "method", "weights", "image_size", "epochs", "budget", "workdir", "seed")
-
-
 def fine_tune(
     data: Any,
     *,
@@ -442,7 +440,7 @@ def fine_tune(
     training.export_sources(config)
     fields = {name.replace("__", "."): value for name, value in options.items()}
     for name in fields.keys() - schema.all_fields().keys():
-        if near := difflib.get_close_matches(name, ARGUMENTS, n=1, cutoff=0.8):
+        if near := difflib.get_close_matches(name, inspect.signature(fine_tune).parameters, n=1, cutoff=0.8):
             raise UserError(f"unknown argument {name!r}; did you mean {near[0]!r}?")
     if epochs is not None:
         fields = {"epochs": float(epochs), **fields}

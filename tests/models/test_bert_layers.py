@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl_jax.models.bert import Adapter
+from tl_jax.models.backbone import Adapter
 
 pytestmark = pytest.mark.fast
 

@@ -10,24 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from tl_jax.models.attention import ACTIVATIONS, Attention, dense_layer, layer_norm, normal_init
-from tl_jax.models.backbone import FEATURES
+from tl_jax.models.backbone import FEATURES, Adapter
 from tl_jax.models.ops.dropout import Dropout
 from tl_jax.utils.errors import UserError, nearest
-
-
-class Adapter(nn.Module):
-    """Bottleneck adapter, (N, L, D) -> the same: x plus two linear layers with a ReLU between them.
-
-    Houlsby et al. 2019, arXiv:1902.00751. The second is initialized to zero, so a new adapter changes nothing.
-    """
-
-    width: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = nn.relu(nn.Dense(self.width, dtype=self.dtype, name="down")(x))
-        return x + nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=nn.initializers.zeros_init(), name="up")(y)
 
 
 class Layer(nn.Module):

@@ -4,6 +4,7 @@ Depthwise 7x7 convolutions, layer norms and feed-forward networks in four stages
 in place of learned factors of the branches.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,8 +20,7 @@ from tl_jax.models.registry import PretrainedSpec, register_model, timm_weights
 from tl_jax.models.rules import (
     Rule,
     Table,
-    ravel_chw,
-    ravel_nhwc,
+    ravel,
     torch_conv,
     torch_dense,
     torch_layer_norm,
@@ -237,7 +237,8 @@ LAYOUTS: Mapping[str, Names] = {
 }
 
 
-def make_table(layout: str, depths: Sequence[int]) -> Table:
+@functools.cache  # of sizes and versions with equal depths
+def make_table(layout: str, depths: tuple[int, ...]) -> Table:
     """Return the table of a layout for stages of ``depths`` blocks."""
     names = LAYOUTS[layout]
     rules = torch_conv(names.stem[0], "stem/conv") + torch_layer_norm(names.stem[1], "stem/norm")
@@ -260,9 +261,9 @@ def _block_rules(names: Names, theirs: str, ours: str) -> list[Rule]:
         *torch_layer_norm(norm, f"{ours}/norm"),
         *torch_dense(up, f"{ours}/up"),
         *torch_dense(down, f"{ours}/down"),
-        Rule(theirs + names.scale, f"params/{ours}/scale", ravel_chw),
-        Rule(theirs + response + scale, f"params/{ours}/response_norm/scale", ravel_nhwc),
-        Rule(theirs + response + bias, f"params/{ours}/response_norm/bias", ravel_nhwc),
+        Rule(theirs + names.scale, f"params/{ours}/scale", ravel),
+        Rule(theirs + response + scale, f"params/{ours}/response_norm/scale", ravel),
+        Rule(theirs + response + bias, f"params/{ours}/response_norm/bias", ravel),
     ]
 
 

@@ -49,13 +49,8 @@ def to_tokens(x: np.ndarray) -> np.ndarray:
     return x.reshape(1, *x.shape)
 
 
-def ravel_chw(x: np.ndarray) -> np.ndarray:
-    """Factors of channels: (C,), or torchvision's (C, 1, 1), -> (C,)."""
-    return x.reshape(-1)
-
-
-def ravel_nhwc(x: np.ndarray) -> np.ndarray:
-    """Factors of channels: (C,), or Hugging Face's (1, 1, 1, C), -> (C,)."""
+def ravel(x: np.ndarray) -> np.ndarray:
+    """Factors of channels: (C,), torchvision's (C, 1, 1) or Hugging Face's (1, 1, 1, C) -> (C,), as in timm."""
     return x.reshape(-1)
 
 
@@ -66,8 +61,7 @@ INVERSES: Mapping[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.
     oihw_to_hwio: lambda x: x.transpose(3, 2, 0, 1),
     hwc1_to_hw1c: hwc1_to_hw1c,
     to_token: np.ravel,
-    ravel_chw: keep,
-    ravel_nhwc: keep,
+    ravel: keep,
     to_tokens: lambda x: x[0],
     chw_to_hwc: lambda x: x.reshape(GRID, GRID, -1, x.shape[1]).transpose(3, 2, 0, 1).reshape(x.shape[1], -1),
 }

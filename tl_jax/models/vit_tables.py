@@ -1,5 +1,6 @@
 """Names of vision transformers' weights in the files of Hugging Face, timm and OpenCLIP."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ class Names(NamedTuple):
     splits: tuple[Split, ...] = ()
 
 
+@functools.cache  # dozens of networks share a few tables, and all are made on import
 def make_table(layout: str, depth: int) -> Table:
     """Return the table of a layout for a network with ``depth`` layers."""
     names = LAYOUTS[layout]

@@ -85,7 +85,7 @@ def _trained_modules(mask: Any) -> str:
     has_trained = {name: any(jax.tree.leaves(leaves)) for name, leaves in mask.items()}
     if all(map(all, map(jax.tree.leaves, mask.values()))):
         return ""
-    return f"; trained: {', '.join(name for name, trained in has_trained.items() if trained) or 'nothing'}"
+    return f"; trained: {', '.join(name for name, trained in has_trained.items() if trained)}"
 
 
 def _flops_line(flops: float, unfrozen_flops: float, estimated: bool) -> str:
